@@ -1,0 +1,1 @@
+"""Gather/scatter kernels for sparse deltas: plain tensors in, plain tensors out."""

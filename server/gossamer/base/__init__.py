@@ -1,0 +1,1 @@
+"""The base model: its files, its fingerprint, its names and shapes, and the patch map."""

@@ -1,0 +1,1 @@
+"""The command line: `gossamer up | chat | adapters | train | keys | bench | doctor`."""

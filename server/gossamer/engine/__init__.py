@@ -1,0 +1,1 @@
+"""Continuous batching over one base model, with another mix of adapters in every row."""

@@ -1,0 +1,1 @@
+"""Training methods that make sparse adapters."""
