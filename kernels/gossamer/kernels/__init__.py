@@ -1,1 +1,60 @@
 """Gather/scatter kernels for sparse deltas: plain tensors in, plain tensors out."""
+
+from gossamer.kernels.apply import apply
+from gossamer.kernels.attention import (
+    PAGE_MULTIPLE,
+    kv_page_bytes,
+    kv_page_shapes,
+    new_kv_pages,
+    paged_attention,
+    write_kv,
+)
+from gossamer.kernels.backends import BACKENDS, Backend, available_backends, warm_up
+from gossamer.kernels.delta import (
+    BoundDeltas,
+    PackedDelta,
+    Piece,
+    add_dense,
+    bind,
+    pack,
+    to_dense,
+)
+from gossamer.kernels.errors import (
+    BackendUnavailableError,
+    IndexRangeError,
+    KernelError,
+    PackError,
+    ShapeError,
+)
+from gossamer.kernels.plan import WorkPlan
+from gossamer.kernels.scatter import Saved, fuse_into, restore
+
+__all__ = [
+    "BACKENDS",
+    "PAGE_MULTIPLE",
+    "Backend",
+    "BackendUnavailableError",
+    "BoundDeltas",
+    "IndexRangeError",
+    "KernelError",
+    "PackError",
+    "PackedDelta",
+    "Piece",
+    "Saved",
+    "ShapeError",
+    "WorkPlan",
+    "add_dense",
+    "apply",
+    "available_backends",
+    "bind",
+    "fuse_into",
+    "kv_page_bytes",
+    "kv_page_shapes",
+    "new_kv_pages",
+    "pack",
+    "paged_attention",
+    "restore",
+    "to_dense",
+    "warm_up",
+    "write_kv",
+]

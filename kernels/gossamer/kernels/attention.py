@@ -1,0 +1,185 @@
+"""Attention over a paged key/value cache, for a ragged step.
+
+A step's rows lie behind one another without padding: the rows of sequence i are
+`query_start[i] : query_start[i + 1]`, one row in decode, many in a chunk of a prefill. The keys and
+values of the step's own tokens are written into the pages first (`write_kv`), so attention reads
+pages only.
+
+The layout of the pages belongs to this file (`kv_page_shapes`). Keys are stored transposed inside a
+page, so that sixteen neighbouring positions are one vector and a score needs no horizontal sum;
+values are stored row by row, so that one position's value is a few whole vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.backends import Backend, implementation
+from gossamer.kernels.errors import ShapeError
+
+#: Positions per page must be a multiple of this for the CPU backend: one AVX-512 vector of fp32.
+PAGE_MULTIPLE = 16
+
+
+def kv_page_shapes(
+    num_pages: int, page_size: int, kv_heads: int, head_dim: int
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Shapes of one layer's key pages and value pages.
+
+    Args:
+        num_pages: pages in the pool.
+        page_size: positions per page, a multiple of `PAGE_MULTIPLE`.
+        kv_heads: key/value heads.
+        head_dim: width of a head. Value rows are padded to a multiple of `PAGE_MULTIPLE`.
+
+    Returns:
+        (num_pages, kv_heads, head_dim, page_size) for the keys and
+        (num_pages, kv_heads, page_size, padded head_dim) for the values.
+
+    Raises:
+        ShapeError: `page_size` is not a positive multiple of `PAGE_MULTIPLE`.
+    """
+    if page_size <= 0 or page_size % PAGE_MULTIPLE:
+        raise ShapeError("page_size", f"a positive multiple of {PAGE_MULTIPLE}", page_size)
+    padded = -(-head_dim // PAGE_MULTIPLE) * PAGE_MULTIPLE
+    return (num_pages, kv_heads, head_dim, page_size), (num_pages, kv_heads, page_size, padded)
+
+
+def kv_page_bytes(page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes that one page (keys and values, one layer) occupies."""
+    return sum(map(math.prod, kv_page_shapes(1, page_size, kv_heads, head_dim))) * dtype.itemsize
+
+
+def new_kv_pages(
+    num_pages: int,
+    page_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """One layer's key pages and value pages, uninitialised (see `kv_page_shapes`)."""
+    k_shape, v_shape = kv_page_shapes(num_pages, page_size, kv_heads, head_dim)
+    k_pages = torch.empty(k_shape, dtype=dtype, device=device)
+    return k_pages, torch.empty(v_shape, dtype=dtype, device=device)
+
+
+def write_kv(
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    backend: Backend = "cpu",
+) -> None:
+    """Semantics: pages[slots[t] // page_size] at offset slots[t] % page_size = (k[t], v[t]).
+
+    In place; every other position of the pages keeps its bits. Rows of one call must have distinct
+    slots.
+
+    Args:
+        k, v: [T, Hkv, D], last dimension contiguous (views into a packed projection are fine).
+        k_pages, v_pages: as made by `new_kv_pages`, contiguous.
+        slots: int64 [T], page * page_size + offset.
+        backend: "cpu" (fp32 only) or "reference".
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        IndexRangeError: a slot lies outside the pages ("cpu" only; the other rows are written).
+        BackendUnavailableError: see `implementation`.
+    """
+    _check_pages(k_pages, v_pages)
+    tokens, (kv_heads, head_dim) = k.shape[0], k_pages.shape[1:3]
+    if k.shape != (tokens, kv_heads, head_dim) or v.shape != k.shape:
+        raise ShapeError(
+            "k and v", f"[T, {kv_heads}, {head_dim}]", (tuple(k.shape), tuple(v.shape))
+        )
+    if slots.shape != (tokens,) or slots.dtype != torch.int64:
+        raise ShapeError("slots", f"int64 [{tokens}]", (slots.dtype, tuple(slots.shape)))
+    implementation(backend, "attention").write_kv(k, v, k_pages, v_pages, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    query_start: Tensor,
+    context_len: Tensor,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    backend: Backend = "cpu",
+) -> Tensor:
+    """Semantics: out[t, h] = Σ_s softmax_s(cap(scale · q[t, h] · K_s)) · V_s, s ≤ position of t.
+
+    Row t of sequence i stands at position p = context_len[i] - query_start[i + 1] + t and sees the
+    positions s ≤ p, and with a `sliding_window` of w only s > p - w. cap(z) is z, or
+    softcap · tanh(z / softcap). Heads are grouped: query head h reads kv head h // (Hq / Hkv).
+
+    A row's result does not depend on its neighbours bit for bit ("cpu"): not on the other
+    sequences of the step, not on the size of the chunk it arrives in, not on the number of threads.
+    Positions that a row may not see are masked, never multiplied by 0, and pages outside every
+    row's view are not read.
+
+    Args:
+        q: [T, Hq, D], last dimension contiguous.
+        k_pages, v_pages: as made by `new_kv_pages`, contiguous, the step's tokens included.
+        page_table: int32 [num_seqs, max_pages], last dimension contiguous; the pages of each
+            sequence in order. Entries behind its context are ignored.
+        query_start: int32 [num_seqs + 1], contiguous, from 0 to T, not decreasing.
+        context_len: int32 [num_seqs], contiguous: each sequence's length including this step.
+        scale: usually 1 / sqrt(D).
+        sliding_window: w, or None for full attention.
+        softcap: cap of the scores, or None.
+        backend: "cpu" (fp32 only) or "reference".
+
+    Returns:
+        [T, Hq, D], contiguous, in q's dtype.
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        IndexRangeError: the page table, the query starts or the context lengths point outside
+            their memory ("cpu" only; the result is dropped).
+        BackendUnavailableError: see `implementation`.
+
+    Source: Kwon et al., PagedAttention (2023); the running softmax is that of Milakov and
+    Gimelshein (2018).
+    """
+    _check_pages(k_pages, v_pages)
+    kv_heads, head_dim = k_pages.shape[1:3]
+    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise ShapeError("q", f"[T, n * {kv_heads}, {head_dim}]", tuple(q.shape))
+    sequences = context_len.shape[0]
+    if page_table.ndim != 2 or page_table.shape[0] != sequences:
+        raise ShapeError("page_table", f"[{sequences}, max_pages]", tuple(page_table.shape))
+    if query_start.shape != (sequences + 1,):
+        raise ShapeError("query_start", f"[{sequences + 1}]", tuple(query_start.shape))
+    out: Tensor = implementation(backend, "attention").paged_attention(
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        query_start,
+        context_len,
+        scale,
+        sliding_window,
+        softcap,
+    )
+    return out
+
+
+def _check_pages(k_pages: Tensor, v_pages: Tensor) -> None:
+    if k_pages.ndim != 4:
+        raise ShapeError("k_pages", "[num_pages, Hkv, D, page_size]", tuple(k_pages.shape))
+    pages, kv_heads, head_dim, page_size = k_pages.shape
+    padded = -(-head_dim // PAGE_MULTIPLE) * PAGE_MULTIPLE
+    if v_pages.shape != (pages, kv_heads, page_size, padded) or page_size % PAGE_MULTIPLE:
+        raise ShapeError(
+            "k_pages and v_pages",
+            "as made by new_kv_pages",
+            (tuple(k_pages.shape), tuple(v_pages.shape)),
+        )

@@ -1,0 +1,293 @@
+"""Sparse deltas on the CPU: the loop over chunks, row blocks, members and segments.
+
+One work item is (chunk of rows, share of the row blocks). With enough chunks for the threads a
+chunk is one item, so its x is transposed once; with few, the row blocks are shared out too. A
+chunk's delta terms for one row block are summed in scratch and added to y at the end.
+
+Chunks of one or two rows gather x from where it lies and keep terms[t, row]; larger chunks work on
+transposed copies, xt[column, t] and terms[row, t], so that the rows of the step are the lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels import layout
+from gossamer.kernels.cpu import block, element
+from gossamer.kernels.cpu.parallel import (
+    Kernel,
+    descriptor,
+    max_threads,
+    scratch,
+    subroutine,
+)
+from gossamer.kernels.cpu.simd import (
+    fetch_add,
+    load_f32,
+    load_i64,
+    rows_add,
+    rows_load,
+    store_f32,
+    store_i64,
+    tile_add,
+    tile_load,
+    tile_store,
+    tile_transpose,
+    tile_zero,
+)
+from gossamer.kernels.delta import BoundDeltas
+from gossamer.kernels.errors import ShapeError
+from gossamer.kernels.layout import HEADER_WORDS, LANES, MARGIN, SEGMENT_WORDS
+from gossamer.kernels.plan import CHUNK_ROWS, WorkPlan
+
+#: Items per thread from which on a chunk's row blocks stay in one item.
+ITEMS_PER_THREAD = 4
+#: Entries times rows below which one thread does all: starting the team costs about 2 µs.
+SERIAL_WORK = 4096
+VECTOR = 4 * LANES
+
+# Descriptor, byte offsets.
+(TICKET, SEATS, Y, Y_ROW, X, X_ROW, TABLE, ORDER, CHUNKS, CHUNK_COUNT, SETS, WEIGHTS, WEIGHT_ROW,
+ WEIGHT_MEMBER, WEIGHT_PROJECTION, IN_FEATURES, OUT_FEATURES, BLOCK_ROWS, BLOCKS, PARTS, SCRATCH,
+ SCRATCH_BYTES) = range(0, 22 * 8, 8)  # fmt: skip
+
+# Scratch of a thread, byte offsets: addresses of the chunk's rows of x and y, the members' weights
+# for one segment, xt, and behind it the terms.
+X_ROWS, Y_ROWS, FACTORS, XT = 0, 8 * CHUNK_ROWS, 16 * CHUNK_ROWS, 20 * CHUNK_ROWS
+
+
+@subroutine
+def _find_rows(d: int, w: int, chunk: int, width: int) -> None:
+    """Notes where the chunk's rows are; lanes without a row point to the first."""
+    first, count = load_i64(chunk), load_i64(chunk + 8)
+    for t in range(width):
+        row = load_i64(load_i64(d + ORDER) + 8 * (first + (t if t < count else 0)))
+        store_i64(w + X_ROWS + 8 * t, load_i64(d + X) + row * load_i64(d + X_ROW))
+        store_i64(w + Y_ROWS + 8 * t, load_i64(d + Y) + row * load_i64(d + Y_ROW))
+
+
+@subroutine
+def _find_weights(d: int, w: int, chunk: int, member: int, projection: int, width: int) -> None:
+    """Notes the weights of one member and projection; lanes without a row get 0, which masks."""
+    first, count = load_i64(chunk), load_i64(chunk + 8)
+    base = load_i64(d + WEIGHTS) + member * load_i64(d + WEIGHT_MEMBER)
+    base += projection * load_i64(d + WEIGHT_PROJECTION)
+    for t in range(width):
+        weight = 0.0
+        if t < count:
+            row = load_i64(load_i64(d + ORDER) + 8 * (first + t))
+            weight = load_f32(base + row * load_i64(d + WEIGHT_ROW))
+        store_f32(w + FACTORS + 4 * t, weight)
+
+
+@subroutine
+def _segments(data: int, number: int) -> tuple[int, int]:
+    """Addresses of a row block's first segment and of the one behind its last."""
+    starts = data + 8 * HEADER_WORDS
+    table = starts + 8 * (load_i64(data + 32) + 1)
+    first, last = load_i64(starts + 8 * number), load_i64(starts + 8 * number + 8)
+    return table + 8 * SEGMENT_WORDS * first, table + 8 * SEGMENT_WORDS * last
+
+
+@subroutine
+def _touches(d: int, chunk: int, number: int) -> bool:
+    """Whether any member of the chunk has a segment in a row block."""
+    for j in range(load_i64(chunk + 24)):
+        slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
+        data = load_i64(load_i64(d + TABLE) + 8 * slot)
+        if data:
+            segment, end = _segments(data, number)
+            if segment < end:
+                return True
+    return False
+
+
+def _make_terms(width: int, element_: Any, block_: Any, transposed: bool) -> Any:
+    """Adds up a chunk's delta terms for one row block, member by member."""
+
+    @subroutine
+    def terms(d: int, w: int, chunk: int, number: int, target: int, stride: int) -> None:
+        first = number * load_i64(d + BLOCK_ROWS)
+        in_features = load_i64(d + IN_FEATURES)
+        # Tiles are placed by their row in the weight, slices by their row in the row block.
+        origin = target - 4 * first * (width if transposed else 1)
+        for j in range(load_i64(chunk + 24)):
+            slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
+            data = load_i64(load_i64(d + TABLE) + 8 * slot)
+            if data == 0:
+                continue
+            segment, end = _segments(data, number)
+            while segment < end:
+                _find_weights(d, w, chunk, j, load_i64(segment + 8 * layout.PROJECTION), width)
+                side = load_i64(segment + 8 * layout.KIND)
+                x = w + XT if transposed else w + X_ROWS
+                if side == 0:
+                    element_(data, segment, w + X_ROWS, w + XT, w + FACTORS, target, stride)
+                else:
+                    block_(data, segment, x, in_features, w + FACTORS, origin, stride)
+                segment += 8 * SEGMENT_WORDS
+
+    return terms
+
+
+def _make_few(width: int) -> Any:
+    """A chunk of up to `width` rows, gathered in place."""
+    T = width
+    terms = _make_terms(T, element.make_few(T), block.make_few(T), False)
+
+    @subroutine
+    def run(d: int, w: int, chunk: int, low: int, high: int) -> None:
+        _find_rows(d, w, chunk, T)
+        per_block = load_i64(d + BLOCK_ROWS)
+        stride = 4 * (per_block + 2 * MARGIN)
+        target = w + XT + 4 * MARGIN
+        for number in range(low, high):
+            if not _touches(d, chunk, number):
+                continue
+            first = number * per_block
+            rows = min(per_block, load_i64(d + OUT_FEATURES) - first)
+            for i in range(0, per_block, LANES):
+                tile_store(tile_zero(T, LANES), 1, target + 4 * i, stride)
+            terms(d, w, chunk, number, target, stride)
+            for t in range(load_i64(chunk + 8)):
+                y = load_i64(w + Y_ROWS + 8 * t) + 4 * first
+                term = target + t * stride
+                whole = rows // LANES * LANES
+                for i in range(0, whole, LANES):
+                    total = tile_add(
+                        tile_load(1, 1, LANES, y + 4 * i, 0),
+                        tile_load(1, 1, LANES, term + 4 * i, 0),
+                    )
+                    tile_store(total, 1, y + 4 * i, 0)
+                for i in range(whole, rows):
+                    store_f32(y + 4 * i, load_f32(y + 4 * i) + load_f32(term + 4 * i))
+
+    return run
+
+
+def _make_transpose(width: int) -> Any:
+    T, ROW = width, 4 * width
+
+    @subroutine
+    def transpose(w: int, columns: int) -> None:
+        """xt[column, t] = x_t[column]."""
+        whole = columns // T * T
+        for i in range(0, whole, T):
+            tile = tile_transpose(rows_load(T, T, w + X_ROWS, 4 * i))
+            tile_store(tile, 1, w + XT + ROW * i, ROW)
+        for i in range(whole, columns):
+            for t in range(T):
+                value = load_f32(load_i64(w + X_ROWS + 8 * t) + 4 * i)
+                store_f32(w + XT + ROW * i + 4 * t, value)
+
+    return transpose
+
+
+def _make_flush(width: int) -> Any:
+    T, ROW = width, 4 * width
+
+    @subroutine
+    def flush(w: int, terms: int, first: int, rows: int, count: int) -> None:
+        """y_t[first + row] += terms[row, t] for the first `count` rows t of the chunk."""
+        whole = rows // T * T
+        for i in range(0, whole, T):
+            tile = tile_transpose(tile_load(T, 1, T, terms + ROW * i, ROW))
+            if count == T:
+                rows_add(tile, w + Y_ROWS, 4 * (first + i))
+                continue
+            tile_store(tile, 1, terms + ROW * i, ROW)
+            for t in range(count):
+                y = load_i64(w + Y_ROWS + 8 * t) + 4 * (first + i)
+                term = tile_load(1, 1, T, terms + ROW * (i + t), 0)
+                tile_store(tile_add(tile_load(1, 1, T, y, 0), term), 1, y, 0)
+        for i in range(whole, rows):
+            for t in range(count):
+                y = load_i64(w + Y_ROWS + 8 * t) + 4 * (first + i)
+                store_f32(y, load_f32(y) + load_f32(terms + ROW * i + 4 * t))
+
+    return flush
+
+
+def _make_many(width: int) -> Any:
+    """A chunk of up to `width` rows, on transposed copies."""
+    T, ROW = width, 4 * width
+    transpose, flush = _make_transpose(T), _make_flush(T)
+    terms = _make_terms(T, element.make_many(T), block.make_many(T), True)
+
+    @subroutine
+    def run(d: int, w: int, chunk: int, low: int, high: int) -> None:
+        _find_rows(d, w, chunk, T)
+        per_block, columns = load_i64(d + BLOCK_ROWS), load_i64(d + IN_FEATURES)
+        target = w + XT + ROW * (columns + MARGIN)
+        ready = False
+        for number in range(low, high):
+            if not _touches(d, chunk, number):
+                continue
+            if not ready:
+                transpose(w, columns)
+                ready = True
+            first = number * per_block
+            for i in range(0, per_block, T):
+                tile_store(tile_zero(T, T), 1, target + ROW * i, ROW)
+            terms(d, w, chunk, number, target, 0)
+            rows = min(per_block, load_i64(d + OUT_FEATURES) - first)
+            flush(w, target, first, rows, load_i64(chunk + 8))
+
+    return run
+
+
+_run_1, _run_2 = _make_few(1), _make_few(2)
+_run_8, _run_16 = _make_many(8), _make_many(16)
+
+
+@Kernel
+def _apply(d: int) -> None:
+    """Draws (chunk, share of the row blocks) items until there are none."""
+    w = load_i64(d + SCRATCH) + fetch_add(d + SEATS, 1) * load_i64(d + SCRATCH_BYTES)
+    parts, blocks = load_i64(d + PARTS), load_i64(d + BLOCKS)
+    items = load_i64(d + CHUNK_COUNT) * parts
+    ticket = fetch_add(d + TICKET, 1)
+    while ticket < items:
+        chunk = load_i64(d + CHUNKS) + 32 * (ticket // parts)
+        low = ticket % parts * blocks // parts
+        high = (ticket % parts + 1) * blocks // parts
+        count = load_i64(chunk + 8)
+        if count == 1:
+            _run_1(d, w, chunk, low, high)
+        elif count == 2:
+            _run_2(d, w, chunk, low, high)
+        elif count <= 8:
+            _run_8(d, w, chunk, low, high)
+        else:
+            _run_16(d, w, chunk, low, high)
+        ticket = fetch_add(d + TICKET, 1)
+
+
+KERNELS = (_apply,)
+
+
+def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
+    """See `gossamer.kernels.apply.apply`."""
+    for name, tensor in (("y", y), ("x", x)):
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.stride(1) != 1:
+            expected = "float32 on the CPU, contiguous in its last dimension"
+            raise ShapeError(name, expected, (tensor.dtype, tensor.device, tensor.stride()))
+    out_features, in_features = bound.shape
+    per_block = layout.block_rows(out_features)
+    blocks = -(-out_features // per_block)
+    chunks = plan.chunks.shape[0]
+    threads = 1 if bound.nnz * plan.rows < SERIAL_WORK else max_threads()
+    parts = 1 if threads == 1 or chunks >= ITEMS_PER_THREAD * threads else blocks
+    scratch_bytes = XT + VECTOR * (in_features + per_block + 2 * MARGIN)
+    row, member, projection = weights.stride()
+    d = descriptor(
+        (0, 0, y.data_ptr(), 4 * y.stride(0), x.data_ptr(), 4 * x.stride(0), bound.table.data_ptr(),
+         plan.order.data_ptr(), plan.chunks.data_ptr(), chunks, plan.sets.data_ptr(),
+         weights.data_ptr(), 4 * row, 4 * member, 4 * projection if weights.shape[2] > 1 else 0,
+         in_features, out_features, per_block, blocks, parts,
+         scratch(threads * scratch_bytes), scratch_bytes)
+    )  # fmt: skip
+    _apply.launch(d, threads)

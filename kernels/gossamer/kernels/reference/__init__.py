@@ -1,0 +1,1 @@
+"""The fp32 reference: short torch code that says what each kernel means. Tests import it."""

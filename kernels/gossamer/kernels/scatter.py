@@ -1,0 +1,92 @@
+"""Fusing: sparse deltas written into a dense weight, and taken out again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.backends import Backend, implementation
+from gossamer.kernels.delta import PackedDelta
+from gossamer.kernels.errors import ShapeError
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Saved:
+    """What `restore` needs to undo one `fuse_into`.
+
+    Attributes:
+        backend: who wrote it, and will restore it.
+        address: of the fused weight; another tensor is refused.
+        transposed: whether the weight is stored as (in, out).
+        deltas: the fused deltas, held in memory.
+        originals: the overwritten entries, in the backend's order.
+    """
+
+    backend: Backend
+    address: int
+    transposed: bool
+    deltas: tuple[PackedDelta, ...]
+    originals: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the saved entries (the deltas are counted where they are resident)."""
+        return sum(t.nbytes for t in self.originals)
+
+
+def fuse_into(
+    weight: Tensor,
+    deltas: Sequence[PackedDelta],
+    weights: Tensor,
+    transposed: bool = False,
+    backend: Backend = "cpu",
+) -> Saved:
+    """Semantics: W[o, i] += Σ_j weights[j, proj(o)] · Δ_j[o, i], only where some Δ_j has an entry.
+
+    In place; untouched entries keep their bits. Deltas may overlap: at one position the members are
+    added to W one by one in their order, in fp32, and the sum is rounded to W's dtype once. A
+    member whose weight is 0 is left out. If anything raises, W is as it was.
+
+    Args:
+        weight: (out, in), or (in, out) with `transposed`; any strides. "cpu": float32.
+        deltas: the mix's members in their fixed order.
+        weights: float32 [M, P], P the packed projections or 1.
+        transposed: how W is stored.
+        backend: "cpu" or "reference".
+
+    Returns:
+        What `restore` takes. Costs 4 bytes an entry ("cpu").
+
+    Raises:
+        ShapeError: a shape or dtype does not fit; nothing was written.
+        BackendUnavailableError: see `implementation`.
+    """
+    view = weight.t() if transposed else weight
+    projections = deltas[0].projections if deltas else 1
+    for delta in deltas:
+        if delta.shape != tuple(view.shape) or delta.projections != projections:
+            expected = f"packed for {tuple(view.shape)} with {projections} projections"
+            raise ShapeError("deltas", expected, (delta.shape, delta.projections))
+    allowed = {(len(deltas), 1), (len(deltas), projections)}
+    if tuple(weights.shape) not in allowed or weights.dtype is not torch.float32:
+        got = (weights.dtype, tuple(weights.shape))
+        raise ShapeError("weights", f"float32 of shape {sorted(allowed)}", got)
+    originals = implementation(backend, "scatter").fuse_into(view, deltas, weights)
+    return Saved(backend, weight.data_ptr(), transposed, tuple(deltas), originals)
+
+
+def restore(weight: Tensor, saved: Saved) -> None:
+    """Semantics: every entry that `fuse_into` touched gets its old bits back, by overwriting.
+
+    Several fuses of one weight are undone in reverse order.
+
+    Raises:
+        ShapeError: `weight` is not the tensor that was fused.
+    """
+    if weight.data_ptr() != saved.address:
+        raise ShapeError("weight", "the tensor that was fused", hex(weight.data_ptr()))
+    view = weight.t() if saved.transposed else weight
+    implementation(saved.backend, "scatter").restore(view, saved.deltas, saved.originals)

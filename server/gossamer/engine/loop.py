@@ -1,0 +1,302 @@
+"""The engine's thread: schedule → run → sample → deliver, once a step.
+
+Everything that decides is plain Python and happens here, in one thread; other threads only put
+messages into the inbox. A request that fails gets its own error; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from gossamer.engine.config import EngineConfig
+from gossamer.engine.errors import (
+    Cancelled,
+    EngineError,
+    NonFiniteLogits,
+    Overloaded,
+    ShuttingDown,
+    StepFailed,
+)
+from gossamer.engine.fusion import FusionPolicy
+from gossamer.engine.group import Choice, Group
+from gossamer.engine.memory import Memory
+from gossamer.engine.residency import Applied, Residency, Resident
+from gossamer.engine.runner import Runner
+from gossamer.engine.sampler import sample
+from gossamer.engine.scheduler import Scheduler, Work
+from gossamer.engine.sequence import Phase, Sequence
+from gossamer.merge import Mix
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counts:
+    """What the loop did so far."""
+
+    steps: int = 0
+    fused_steps: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Loop:
+    """State of the engine's thread. Only `post`, `wake` and `stop` may be called from others."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        memory: Memory[Resident],
+        residency: Residency,
+        runner: Runner,
+        *,
+        may_fuse: bool,
+    ) -> None:
+        self._config = config
+        self._memory = memory
+        self._residency = residency
+        self._runner = runner
+        self._fusion = FusionPolicy(config, may_fuse)
+        self._fused: Mix | None = None
+        self._fused_applied: Applied = ()
+        self.scheduler = Scheduler(config, memory, residency)
+        self.counts = Counts()
+        self.dead: BaseException | None = None
+        self._groups: dict[str, Group] = {}
+        self._by_sequence: dict[Sequence, tuple[Group, Choice]] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._bell = threading.Condition()
+        self._stopping = False
+        self._closed = False
+
+    # -- from other threads
+
+    def post(self, job: Callable[[], None]) -> bool:
+        """Have `job` run in the engine's thread before the next step; False if it has ended."""
+        with self._bell:
+            if self._closed:
+                return False
+            self._inbox.append(job)
+            self._bell.notify()
+        return True
+
+    def wake(self) -> None:
+        """End a wait for something to do."""
+        with self._bell:
+            self._bell.notify()
+
+    def stop(self) -> None:
+        """Leave the thread after the present step; what is in flight fails."""
+        self._stopping = True
+        self.wake()
+
+    # -- in the engine's thread
+
+    def add(self, group: Group) -> None:
+        """Take a request in (through `post`)."""
+        self._groups[group.request.id] = group
+        for choice in group.choices:
+            self._by_sequence[choice.sequence] = (group, choice)
+            self.scheduler.add(choice.sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """Fail a request with `Cancelled`, if it is still there (through `post`)."""
+        group = self._groups.get(request_id)
+        if group is not None:
+            self._fail(group, Cancelled("The request was cancelled."))
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            while not self._stopping:
+                if not self._turn():
+                    self._wait()
+        except BaseException as death:
+            self.dead = death
+            log.exception("the engine's thread died")
+        finally:
+            self._close()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without their final message."""
+        return len(self._groups)
+
+    def _turn(self) -> bool:
+        """Inbox, loads, one step. False when there was nothing to run."""
+        while self._inbox:
+            self._inbox.popleft()()
+        self._residency.poll()
+        for sequence in list(self.scheduler.expired(time.monotonic())):
+            waited = f"The request waited {self._config.queue_timeout:g} s without being started."
+            self._fail_sequence(sequence, Overloaded(waited, 1.0))
+        work, failed = self.scheduler.schedule()
+        for sequence, error in failed:
+            self._fail_sequence(sequence, error)
+        self._residency.forget_failures()
+        work = [w for w in work if w.sequence.phase is Phase.RUNNING]
+        if not work:
+            if self.scheduler.running:  # a row was sent back for want of memory
+                return True
+            if self._residency.stuck():
+                self._residency.give_up_parked()
+                return True
+            return False
+        self._step(work)
+        return True
+
+    def _wait(self) -> None:
+        if not self.scheduler.running:
+            self._set_fused(None)
+            self._runner.forget_bound()
+        with self._bell:
+            if not self._inbox and not self._stopping and not self._residency.has_news:
+                self._bell.wait(timeout=1.0 if self.scheduler.waiting else None)
+
+    def _step(self, work: list[Work]) -> None:
+        self._set_fused(
+            self._fusion.target(
+                self._fused, [w.sequence for w in work], iter(self.scheduler.waiting)
+            )
+        )
+        self.counts.steps += 1
+        self.counts.fused_steps += self._fused is not None
+        try:
+            logits = self._forward(work)
+        except Exception as error:  # isolate: which row it was shows when each runs alone
+            if len(work) == 1:
+                log.warning("a request's step failed", exc_info=error)
+                self._fail_sequence(work[0].sequence, StepFailed(f"The step failed: {error}"))
+                return
+            log.warning("a step failed; its %d rows run one by one", len(work), exc_info=error)
+            for w in work:
+                if w.sequence.phase is Phase.RUNNING:
+                    self._step([w])
+            return
+        self._finish_step(work, logits)
+
+    def _forward(self, work: list[Work]) -> Tensor:
+        applied = [
+            () if self._fused is not None else self._residency.applied(w.sequence.request.mix)
+            for w in work
+        ]
+        residents = {key: self._residency.resident(key) for pairs in applied for key, _ in pairs}
+        return self._runner.run(work, applied, residents, scored=self._scored(work))
+
+    @staticmethod
+    def _scored(work: list[Work]) -> set[int]:
+        return {
+            i
+            for i, w in enumerate(work)
+            if w.sequence.request.sampling.prompt_logprobs is not None
+            and w.sequence.index == 0
+            and w.start < w.sequence.prompt_length
+        }
+
+    def _finish_step(self, work: list[Work], logits: Tensor) -> None:
+        scored = self._scored(work)
+        ends = list(accumulate(w.count if i in scored else 1 for i, w in enumerate(work)))
+        # A sum is finite only if every term is; a NaN among a chunk's keys reaches its last row.
+        sound = torch.isfinite(logits[[end - 1 for end in ends]].sum(-1)).tolist()
+        drawing: list[tuple[Group, Choice]] = []
+        last: list[int] = []
+        for i, w in enumerate(work):
+            group, choice = self._by_sequence.get(w.sequence, (None, None))
+            if group is None or choice is None:
+                continue  # a sibling choice of this step was unsound
+            if not sound[i]:
+                self._fail(group, NonFiniteLogits(group.request.mix.digest))
+                continue
+            if i in scored:
+                group.score_prompt(w.start, logits[ends[i] - w.count : ends[i]])
+            if w.start < w.sequence.prompt_length:
+                self.counts.prompt_tokens += min(w.count, w.sequence.prompt_length - w.start)
+            w.sequence.advance(self._memory, w.count)
+            if w.draws:
+                drawing.append((group, choice))
+                last.append(ends[i] - 1)
+        if drawing:
+            self._draw(drawing, logits[last])
+
+    def _draw(self, drawing: list[tuple[Group, Choice]], logits: Tensor) -> None:
+        draws = sample(
+            logits,
+            [choice.chooser for _, choice in drawing],
+            [choice.sequence.output_length for _, choice in drawing],
+        )
+        for (group, choice), drawn in zip(drawing, draws, strict=True):
+            if group.over:
+                continue
+            if isinstance(drawn, EngineError):
+                self._fail(group, drawn)
+            elif group.request.sampling.max_tokens == 0:
+                group.end(choice, "length")
+            else:
+                self.counts.completion_tokens += 1
+                group.take(choice, drawn)
+            if choice.ended:
+                self._drop(group, choice)
+
+    def _drop(self, group: Group, choice: Choice) -> None:
+        self.counts.cached_tokens += choice.sequence.cached_tokens
+        self.scheduler.finish(choice.sequence)
+        del self._by_sequence[choice.sequence]
+        if group.over:
+            self._groups.pop(group.request.id, None)
+
+    def _fail_sequence(self, sequence: Sequence, error: EngineError) -> None:
+        found = self._by_sequence.get(sequence)
+        if found is not None:
+            self._fail(found[0], error)
+
+    def _fail(self, group: Group, error: EngineError) -> None:
+        """End a whole request; pages of a failed step are not kept for others."""
+        trusted = isinstance(error, Cancelled | Overloaded | ShuttingDown)
+        for choice in group.choices:
+            self.scheduler.finish(choice.sequence, trusted=trusted)
+            self._by_sequence.pop(choice.sequence, None)
+        self._groups.pop(group.request.id, None)
+        group.fail(error)
+
+    def _set_fused(self, mix: Mix | None) -> None:
+        """Make the weights hold exactly `mix`."""
+        if mix == self._fused:
+            return
+        if self._fused is not None:
+            self._runner.unfuse()
+            for key, _ in self._fused_applied:
+                self._memory.unpin(key)
+            self._fused = None
+        if mix is not None:
+            applied = self._residency.applied(mix)
+            try:
+                self._runner.fuse(applied, [self._residency.resident(key) for key, _ in applied])
+            except Exception:
+                # The runner has put the base back; rows are served unfused from now on.
+                log.exception("fusing %s failed; fusing is off from now on", mix.digest)
+                self._fusion.allowed = False
+                return
+            for key, _ in applied:
+                self._memory.pin(key)
+            self._fused, self._fused_applied = mix, applied
+
+    def _close(self) -> None:
+        with self._bell:
+            self._closed = True
+        reason = "The engine has stopped." if self.dead is None else "The engine's thread died."
+        while self._inbox:  # requests that were posted but not yet taken in must be answered too
+            self._inbox.popleft()()
+        for group in list(self._groups.values()):
+            self._fail(group, ShuttingDown(reason))
+        if self.dead is None:
+            self._set_fused(None)

@@ -1,0 +1,171 @@
+"""The base's Linear layers, packed into products and able to add each row's sparse delta.
+
+`patch` rebuilds a transformers model in place: q,k,v and gate,up become one product each
+(measured: 107 → 137 tokens/s for SmolLM2-135M on two cores), and RMS norms use torch's fused op.
+The model's own forward stays as it is: each original module hands out its slice of the product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gossamer.base.patch_map import PatchMap, stacked
+from gossamer.kernels import BoundDeltas, WorkPlan, apply
+from gossamer.kernels.backends import Backend
+
+
+@dataclass
+class StepDeltas:
+    """What the patched weights add in the present step; the runner sets it before each forward.
+
+    Attributes:
+        plan: which rows use which slots; None when no row of the step has a mix.
+        weights: float32 [rows of the step, most members, 1], zero beyond a row's members.
+        bound: patched weight name → the residents' deltas on it, by slot. Weights that no
+            active resident changes are absent.
+    """
+
+    plan: WorkPlan | None = None
+    weights: Tensor | None = None
+    bound: dict[str, BoundDeltas] = field(default_factory=dict)
+
+
+class PatchedLinear(nn.Module):
+    """y = x Wᵀ + b, plus each row's deltas.
+
+    On a CPU the weight is stored once, contiguous, as (in, out): 3–8 % faster than (out, in) at 16
+    rows where the library is at its best, and up to 4 times where it is not.
+    """
+
+    def __init__(
+        self, name: str, weight: Tensor, bias: Tensor | None, deltas: StepDeltas, backend: Backend
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.transposed = weight.device.type == "cpu"
+        self.weight = nn.Parameter(
+            weight.t().contiguous() if self.transposed else weight.contiguous(),
+            requires_grad=False,
+        )
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._deltas = deltas
+        self._backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]; all leading dimensions together are the rows of the step."""
+        rows = x.reshape(-1, x.shape[-1])
+        if self.transposed:
+            y = torch.mm(rows, self.weight)
+            if self.bias is not None:
+                y += self.bias
+        else:
+            y = F.linear(rows, self.weight, self.bias)
+        deltas = self._deltas
+        if deltas.plan is not None:
+            bound = deltas.bound.get(self.name)
+            if bound is not None:
+                weights = cast(Tensor, deltas.weights)
+                apply(y, rows, bound, deltas.plan, weights, backend=self._backend)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class Packed:
+    """One product whose slices are handed out to the modules that it replaced."""
+
+    def __init__(self, linear: PatchedLinear, rows: tuple[int, ...]) -> None:
+        self.linear = linear
+        self.rows = rows
+        self._input: Tensor | None = None
+        self._parts: list[Tensor] = []
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """Slice `index` of the product of x; computed once for all modules called on the same x."""
+        if index == 0 or self._input is not x:
+            self._parts = list(self.linear(x).split(self.rows, dim=-1))
+            self._input = x
+        part = self._parts[index]
+        if index == len(self.rows) - 1:
+            self._input, self._parts = None, []
+        return part
+
+
+class Slice(nn.Module):
+    """Stands where q_proj, k_proj, … stood."""
+
+    def __init__(self, packed: Packed, index: int) -> None:
+        super().__init__()
+        self._packed = packed
+        self._index = index
+        if index == 0:
+            self.product = packed.linear  # registered once, so that the module tree owns it
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., rows of this slice]."""
+        return self._packed.part(self._index, x)
+
+
+class FusedRMSNorm(nn.Module):
+    """x / rms(x) * weight by torch's one fused op instead of six small ones."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] → the same shape."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def patch(
+    model: nn.Module, patch_map: PatchMap, deltas: StepDeltas, backend: Backend
+) -> dict[str, PatchedLinear]:
+    """Rebuild `model` in place; returns the patched weights by name."""
+    products: dict[str, PatchedLinear] = {}
+    for patched in patch_map.weights.values():
+        weight, bias = stacked(model, patched)
+        linear = PatchedLinear(patched.name, weight, bias, deltas, backend)
+        products[patched.name] = linear
+        if len(patched.modules) == 1:
+            model.set_submodule(patched.modules[0], linear)
+            continue
+        packed = Packed(linear, patched.rows)
+        for index, module in enumerate(patched.modules):
+            model.set_submodule(module, Slice(packed, index))
+    _fuse_norms(model)
+    # What was read from a file is mapped from it, at any alignment; the rest is copied already.
+    # The output head's product reads its weight in whole vectors every step.
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+    return products
+
+
+def _fuse_norms(model: nn.Module) -> None:
+    """Replace every RMS norm that torch's fused op reproduces, which a random input decides."""
+    for name, module in list(model.named_modules()):
+        if not type(module).__name__.endswith("RMSNorm"):
+            continue
+        fused = _fused_like(module)
+        if fused is not None:
+            model.set_submodule(name, fused)
+
+
+def _fused_like(norm: nn.Module) -> FusedRMSNorm | None:
+    weight = getattr(norm, "weight", None)
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(3, weight.shape[0], generator=generator).to(weight)
+    wanted = norm(probe)
+    for scale in (weight.detach(), 1.0 + weight.detach().float()):  # Llama's form, Gemma's form
+        fused = FusedRMSNorm(scale.to(weight.dtype), eps)
+        if torch.allclose(fused(probe), wanted, rtol=1e-5, atol=1e-6):
+            return fused
+    return None

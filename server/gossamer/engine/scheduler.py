@@ -1,0 +1,173 @@
+"""Who runs in the next step, and with how many tokens. Plain Python, no tensors.
+
+Every step takes one token of each decoding row, then as much of the prompts as the token budget
+allows. A waiting request whose adapter is not in memory does not block the ones behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gossamer.engine.errors import EngineError, Overloaded
+from gossamer.engine.sequence import Phase, Sequence
+
+if TYPE_CHECKING:
+    from gossamer.engine.config import EngineConfig
+    from gossamer.engine.memory import Memory
+    from gossamer.merge import Mix
+
+
+class Gate(Protocol):
+    """Whether what a mix needs is in memory."""
+
+    def ready(self, mix: Mix) -> bool:
+        """Start loading if need be. Raises `EngineError` if it cannot be had."""
+
+    def pin(self, mix: Mix) -> None:
+        """Keep what the mix needs in memory."""
+
+    def unpin(self, mix: Mix) -> None:
+        """Undo one `pin`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sequence's share of a step: tokens [start, start + count)."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether a token is drawn after it: it reaches the end of the known tokens."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """The waiting, the running, and the choice between them."""
+
+    def __init__(self, config: EngineConfig, memory: Memory[Any], gate: Gate) -> None:
+        self._config = config
+        self._memory = memory
+        self._gate = gate
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence behind those of equal or lower priority number."""
+        priority = sequence.request.priority
+        if not self.waiting or self.waiting[-1].request.priority <= priority:
+            self.waiting.append(sequence)
+            return
+        at = next(i for i, s in enumerate(self.waiting) if s.request.priority > priority)
+        self.waiting.insert(at, sequence)
+
+    def schedule(self) -> tuple[list[Work], list[tuple[Sequence, EngineError]]]:
+        """The work of the next step, and the sequences that cannot be served (already removed)."""
+        self._memory.tick()
+        failed: list[tuple[Sequence, EngineError]] = []
+        work = self._decode(failed)
+        budget = self._config.max_mixed_step_tokens if work else self._config.max_step_tokens
+        budget = max(0, budget - len(work))
+        for sequence in list(self.running):
+            if budget and sequence.phase is Phase.RUNNING and not sequence.decoding:
+                budget -= self._take(sequence, budget, work)
+        for sequence in list(self.waiting):
+            if not budget or len(self.running) >= self._config.max_rows:
+                break
+            try:
+                admitted = self._admit(sequence)
+            except EngineError as error:
+                self.waiting.remove(sequence)
+                failed.append((sequence, error))
+                continue
+            if admitted:
+                budget -= self._take(sequence, budget, work)
+        if not work and self.running:
+            self._break_deadlock(failed)
+        return work, failed
+
+    def finish(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        """Take a sequence out, wherever it is, and free what it holds. Idempotent."""
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+            sequence.release(self._memory, trusted=trusted)
+            self._gate.unpin(sequence.request.mix)
+        elif sequence.phase is Phase.WAITING and sequence in self.waiting:
+            self.waiting.remove(sequence)
+        sequence.phase = Phase.ENDED
+
+    def expired(self, now: float) -> Iterator[Sequence]:
+        """Sequences that waited too long for their first step."""
+        limit = now - self._config.queue_timeout
+        return (s for s in self.waiting if s.index == 0 and not s.started and s.arrived < limit)
+
+    def _decode(self, failed: list[tuple[Sequence, EngineError]]) -> list[Work]:
+        work: list[Work] = []
+        for sequence in list(self.running):
+            if sequence.phase is not Phase.RUNNING or not sequence.decoding:
+                continue
+            while not sequence.extend_pages(self._memory, len(sequence.tokens)):
+                victim = self.running[-1]
+                if victim is sequence and len(self.running) == 1:
+                    self.finish(sequence)
+                    failed.append((sequence, _no_memory()))
+                else:
+                    self._preempt(victim)
+                    work = [w for w in work if w.sequence is not victim]
+                if sequence not in self.running:
+                    break
+            else:
+                work.append(Work(sequence, sequence.computed, 1))
+        return work
+
+    def _take(self, sequence: Sequence, budget: int, work: list[Work]) -> int:
+        """Plan up to `budget` pending tokens of a sequence; returns how many."""
+        size = self._memory.pages.page_size
+        count = min(budget, sequence.pending)
+        while count and not sequence.extend_pages(self._memory, sequence.computed + count):
+            count = len(sequence.pages) * size - sequence.computed
+        if count:
+            work.append(Work(sequence, sequence.computed, count))
+        return count
+
+    def _admit(self, sequence: Sequence) -> bool:
+        if sequence.must_wait() or not self._gate.ready(sequence.request.mix):
+            return False
+        size = self._memory.pages.page_size
+        self._gate.pin(sequence.request.mix)
+        sequence.attach_prefix(self._memory)
+        wanted = -(-len(sequence.tokens) // size) - len(sequence.pages)
+        if not self._memory.can_allocate(wanted):
+            sequence.release(self._memory)
+            self._gate.unpin(sequence.request.mix)
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.phase = Phase.RUNNING
+        sequence.started = True
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.release(self._memory)
+        self._gate.unpin(sequence.request.mix)
+        sequence.phase = Phase.WAITING
+        self.waiting.appendleft(sequence)
+
+    def _break_deadlock(self, failed: list[tuple[Sequence, EngineError]]) -> None:
+        """Rows run but none has room for a token: let the youngest go, it will start again."""
+        victim = self.running[-1]
+        if len(self.running) > 1:
+            self._preempt(victim)
+        else:
+            self.finish(victim)
+            failed.append((victim, _no_memory()))
+
+
+def _no_memory() -> Overloaded:
+    return Overloaded("There is no memory left for this request's keys and values.", 1.0)
