@@ -1,0 +1,206 @@
+"""Delete, collect, quarantine, recover: everything that takes something away.
+
+A delete is a tombstone: one transaction, after which nothing resolves to the version. Its blob goes
+later, in the server process only, when no version, no upload in progress and no hold needs it. The
+blob's row is locked from that decision until the file is gone, so no upload can come in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gossamer.store.catalog.errors import (
+    AdapterCorrupt,
+    AdapterNotFound,
+    BlobCorrupt,
+    BlobMissing,
+    CatalogError,
+    CurrentVersion,
+    NotOwner,
+)
+from gossamer.store.catalog.parts import Parts
+from gossamer.store.catalog.reading import find_live_adapter, live_versions
+from gossamer.store.failpoints import Failpoint
+from gossamer.store.registry.models import (
+    ACTIVE,
+    CORRUPT,
+    TOMBSTONED,
+    Adapter,
+    Blob,
+    Upload,
+    Version,
+)
+from gossamer.store.registry.tenants import lock_tenant
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What `recover` found: temp files swept, claims of dead uploads ended, blobs removed."""
+
+    temp_files: int
+    uploads: int
+    blobs: int
+
+
+def tombstone(parts: Parts, tenant: str, name: str, version: int | str | None) -> list[str]:
+    """Delete a version (its number or its tag), or the adapter with all of them.
+
+    Returns the blobs that may be free now. Durable when it returns.
+
+    Raises:
+        AdapterNotFound, CurrentVersion, TenantNotFound, RegistryBusy
+    """
+    mark = ":" if isinstance(version, int) else "@"
+    given = name if version is None else f"{name}{mark}{version}"
+    with parts.registry.write() as session:
+        owner = lock_tenant(session, tenant)
+        adapter = find_live_adapter(session, owner, name, given)
+        live = live_versions(session, adapter)
+        doomed = [v for v in live if version is None or version in (v.number, v.tag)]
+        if version is not None:
+            if not doomed:
+                raise AdapterNotFound(given)
+            _guard_current(adapter, live, doomed[0])
+        now = parts.clock()
+        for row in doomed:
+            row.status, row.deleted_at = TOMBSTONED, now
+        if all(v.number is None for v in live if v not in doomed):
+            adapter.current_number = None
+        if len(doomed) == len(live):
+            adapter.deleted_at = now
+        session.flush()
+        parts.failpoint(Failpoint.DELETE_TOMBSTONING)
+    parts.failpoint(Failpoint.DELETE_TOMBSTONED)
+    return sorted({v.blob_id for v in doomed})
+
+
+def _guard_current(adapter: Adapter, live: Sequence[Version], doomed: Version) -> None:
+    """What a bare name means must not change as a side effect of a delete."""
+    others = any(v.number is not None and v is not doomed for v in live)
+    if doomed.number is not None and doomed.number == adapter.current_number and others:
+        raise CurrentVersion(adapter.name, doomed.number)
+
+
+def collect(parts: Parts, blob_id: str) -> bool:
+    """Unlink a blob unless something needs it; whether it is gone.
+
+    A held blob is collected when its last hold ends (`Holds.claim` remembers it).
+
+    Raises:
+        NotOwner, RegistryBusy, BlobStoreFailed
+    """
+    if not parts.owner:
+        raise NotOwner("unlink a blob")
+    with parts.registry.write() as session:
+        row = session.get(Blob, blob_id, with_for_update=True)
+        if row is None or _is_referred(session, blob_id):
+            return False
+        stale = sa.delete(Upload).where(
+            Upload.blob_id == blob_id,
+            Upload.started_at < parts.clock() - timedelta(seconds=parts.limits.grace_s),
+        )
+        session.execute(stale)
+        if _is_claimed(session, blob_id) or not parts.holds.claim(blob_id):
+            return False
+        parts.failpoint(Failpoint.DELETE_CLAIMED)
+        parts.blobs.delete(blob_id)
+        parts.failpoint(Failpoint.DELETE_UNLINKED)
+        session.delete(row)
+    parts.failpoint(Failpoint.DELETE_COLLECTED)
+    return True
+
+
+def collect_quietly(parts: Parts, blob_id: str) -> None:
+    """`collect` where the caller's own work is done and must not fail over a leftover: an error is
+    logged, and the blob stays for the next `recover`. Does nothing in a process that is no owner.
+    """
+    if not parts.owner:
+        return
+    try:
+        collect(parts, blob_id)
+    except CatalogError as error:
+        log.warning("blob %s is left for the next collection: %s", blob_id, error)
+
+
+def quarantine(parts: Parts, digest: str, blob_id: str) -> None:
+    """Mark a blob's versions corrupt and move it aside; returns normally only if, looked at again
+    under its lock, it is whole.
+
+    Raises:
+        AdapterCorrupt: it is damaged or gone.
+        AdapterNotFound: its versions were deleted meanwhile, and so was it.
+    """
+    with parts.registry.write() as session:
+        session.get(Blob, blob_id, with_for_update=True)
+        try:
+            with parts.blobs.checkout(blob_id):
+                return
+        except (BlobCorrupt, BlobMissing) as error:
+            why = "missing" if isinstance(error, BlobMissing) else "its bytes have changed"
+        if not _is_referred(session, blob_id):
+            raise AdapterNotFound(digest)
+        # An upload that is putting the same bytes is about to restore them: leave it alone.
+        if not _is_claimed(session, blob_id):
+            session.execute(
+                sa.update(Version)
+                .where(Version.blob_id == blob_id, Version.status == ACTIVE)
+                .values(status=CORRUPT)
+            )
+            if parts.owner:
+                parts.blobs.quarantine(blob_id)
+    log.error("blob %s of adapter %s is quarantined: %s", blob_id, digest, why)
+    raise AdapterCorrupt(digest, why)
+
+
+def recover(parts: Parts) -> Recovered:
+    """Remove what crashes and other processes' deletes left. For the server's start; safe, and
+    useful from time to time, while it runs. Other processes may be uploading.
+
+    Raises:
+        NotOwner, RegistryBusy, BlobStoreFailed
+    """
+    if not parts.owner:
+        raise NotOwner("recover the store")
+    temp_files = parts.blobs.sweep()
+    limit = parts.clock() - timedelta(seconds=parts.limits.grace_s)
+    with parts.registry.write() as session:
+        abandoned = session.execute(
+            sa.select(sa.func.count()).select_from(Upload).where(Upload.started_at < limit)
+        ).scalar_one()
+        session.execute(sa.delete(Upload).where(Upload.started_at < limit))
+        known = set(session.execute(sa.select(Blob.id)).scalars())
+        needed = set(
+            session.execute(
+                sa.select(Version.blob_id).where(Version.status != TOMBSTONED).distinct()
+            ).scalars()
+        )
+    # A file without a row gets one, so that there is a row to lock while it is removed.
+    strays = [s for s in parts.blobs.list() if s.blob_id not in known and s.modified < limit]
+    for stray in strays:
+        with parts.registry.write() as session:
+            if session.get(Blob, stray.blob_id, with_for_update=True) is None:
+                session.add(Blob(id=stray.blob_id, nbytes=stray.nbytes, created_at=parts.clock()))
+    garbage = sorted((known - needed) | {s.blob_id for s in strays})
+    removed = sum(collect(parts, blob_id) for blob_id in garbage)
+    found = Recovered(temp_files, abandoned, removed)
+    if found != Recovered(0, 0, 0):
+        log.info("recovered the store: %s", found)
+    return found
+
+
+def _is_referred(session: Session, blob_id: str) -> bool:
+    query = sa.select(Version.id).where(Version.blob_id == blob_id, Version.status != TOMBSTONED)
+    return session.execute(query.limit(1)).first() is not None
+
+
+def _is_claimed(session: Session, blob_id: str) -> bool:
+    query = sa.select(Upload.id).where(Upload.blob_id == blob_id)
+    return session.execute(query.limit(1)).first() is not None

@@ -1,0 +1,243 @@
+"""Upload: stage, put, register.
+
+    stage     one transaction: early refusals, and a claim on the blob, so that no process collects
+              it between its put and its registration
+    put       the bytes, durable, outside any transaction
+    register  one transaction: the quota, the version, the current pointer; the claim ends
+
+A crash leaves a temp file, a claim, or a blob without a version. None is visible, and `recover`
+removes all three.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from gossamer.store.catalog.errors import CatalogError, UploadInterrupted
+from gossamer.store.catalog.intake import Facts
+from gossamer.store.catalog.parts import Parts
+from gossamer.store.catalog.quota import check_quota
+from gossamer.store.catalog.reading import version_info
+from gossamer.store.catalog.removing import collect_quietly
+from gossamer.store.catalog.views import VersionInfo
+from gossamer.store.failpoints import Failpoint
+from gossamer.store.registry.models import (
+    ACTIVE,
+    CORRUPT,
+    TOMBSTONED,
+    Adapter,
+    Blob,
+    Tenant,
+    Upload,
+    Version,
+)
+from gossamer.store.registry.tenants import lock_tenant
+from gossamer.store.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for. `number` is given by the registry; a tag means a checkpoint."""
+
+    tenant: str
+    name: str
+    activate: bool
+    tag: str | None
+
+
+def upload(parts: Parts, order: Order, spool: Spool, facts: Facts) -> VersionInfo:
+    """Store a validated upload. See `door.Catalog.upload` for the contract."""
+    upload_id = secrets.token_hex(16)
+    known = _stage(parts, order, facts, upload_id)
+    if known is not None:
+        return known
+    try:
+        parts.blobs.put(spool)
+        info, replaced = _register(parts, order, facts, upload_id)
+    except BaseException:
+        _abandon(parts, upload_id, facts.blob_id)
+        raise
+    parts.failpoint(Failpoint.UPLOAD_REGISTERED)
+    for blob_id in replaced:
+        collect_quietly(parts, blob_id)
+    return info
+
+
+def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionInfo | None:
+    """Claim the blob; or answer at once when the upload is there already."""
+    now = parts.clock()
+    with parts.registry.write() as session:
+        tenant = lock_tenant(session, order.tenant)
+        adapter = _find_adapter(session, tenant, order.name)
+        version = _find_same(session, adapter, order, facts)
+        if version is not None and adapter is not None and version.status == ACTIVE:
+            _activate(order, adapter, version)
+            return version_info(version, adapter, order.tenant)
+        if version is None and order.tag is None:
+            check_quota(session, parts.limits, tenant.id, order.name, facts.blob_id, facts.nbytes)
+        _ensure_blob(session, facts, now)
+        session.add(Upload(id=upload_id, blob_id=facts.blob_id, started_at=now))
+        session.flush()
+        parts.failpoint(Failpoint.UPLOAD_STAGING)
+    parts.failpoint(Failpoint.UPLOAD_STAGED)
+    return None
+
+
+def _register(
+    parts: Parts, order: Order, facts: Facts, upload_id: str
+) -> tuple[VersionInfo, list[str]]:
+    """Make the version; returns it and the blobs of a checkpoint that it replaces."""
+    now = parts.clock()
+    with parts.registry.write() as session:
+        tenant = lock_tenant(session, order.tenant)
+        session.get(Blob, facts.blob_id, with_for_update=True)
+        claim = session.get(Upload, upload_id)
+        if claim is None:
+            raise UploadInterrupted(order.name)
+        session.delete(claim)
+        # The bytes are whole again, for whichever version had lost them.
+        session.execute(
+            sa.update(Version)
+            .where(Version.blob_id == facts.blob_id, Version.status == CORRUPT)
+            .values(status=ACTIVE)
+        )
+        adapter = _find_adapter(session, tenant, order.name)
+        version = _find_same(session, adapter, order, facts)
+        replaced: list[str] = []
+        if version is None:
+            if order.tag is None:
+                check_quota(
+                    session, parts.limits, tenant.id, order.name, facts.blob_id, facts.nbytes
+                )
+            adapter = adapter or _new_adapter(session, tenant, order.name, now)
+            replaced = _replace_tagged(session, adapter, order.tag, now)
+            version = _new_version(adapter, order, facts, now)
+            session.add(version)
+        if adapter is None:
+            raise RuntimeError("a version without its adapter")
+        _activate(order, adapter, version)
+        session.flush()
+        info = version_info(version, adapter, order.tenant)
+        parts.failpoint(Failpoint.UPLOAD_REGISTERING)
+    return info, replaced
+
+
+def _abandon(parts: Parts, upload_id: str, blob_id: str) -> None:
+    """End the claim of an upload that failed. If even that fails, the grace ends it."""
+    try:
+        with parts.registry.write() as session:
+            session.execute(sa.delete(Upload).where(Upload.id == upload_id))
+    except CatalogError as error:
+        log.warning("an upload's claim is left to the grace: %s", error)
+        return
+    collect_quietly(parts, blob_id)
+
+
+def _find_adapter(session: Session, tenant: Tenant, name: str) -> Adapter | None:
+    query = sa.select(Adapter).where(Adapter.tenant_id == tenant.id, Adapter.name == name)
+    return session.execute(query).scalar_one_or_none()
+
+
+def _find_same(
+    session: Session, adapter: Adapter | None, order: Order, facts: Facts
+) -> Version | None:
+    """The version that this upload repeats: the same digest as the current one, the newest one, or
+    the checkpoint of the same tag. A damaged one counts only if these very bytes restore it."""
+    if adapter is None or adapter.deleted_at is not None:
+        return None
+    mine = sa.select(Version).where(
+        Version.adapter_id == adapter.id,
+        Version.status != TOMBSTONED,
+        Version.base_fingerprint == facts.base_fingerprint,
+    )
+    if order.tag is not None:
+        candidates = list(session.execute(mine.where(Version.tag == order.tag)).scalars())
+    else:
+        numbered = mine.where(Version.number.is_not(None)).order_by(Version.number.desc())
+        current = mine.where(Version.number == adapter.current_number)
+        candidates = [
+            *session.execute(current).scalars(),
+            *session.execute(numbered.limit(1)).scalars(),
+        ]
+    for version in candidates:
+        same_bytes = version.blob_id == facts.blob_id
+        if version.digest == facts.digest and (version.status == ACTIVE or same_bytes):
+            return version
+    return None
+
+
+def _ensure_blob(session: Session, facts: Facts, now: datetime) -> None:
+    """The blob's row, made if missing, and locked."""
+    if session.get(Blob, facts.blob_id, with_for_update=True) is not None:
+        return
+    try:
+        with session.begin_nested():
+            session.add(Blob(id=facts.blob_id, nbytes=facts.nbytes, created_at=now))
+    except IntegrityError:  # another process was faster; then it is there to be locked
+        session.get_one(Blob, facts.blob_id, with_for_update=True)
+
+
+def _new_adapter(session: Session, tenant: Tenant, name: str, now: datetime) -> Adapter:
+    adapter = Adapter(
+        tenant_id=tenant.id, name=name, current_number=None, last_number=0, created_at=now
+    )
+    session.add(adapter)
+    session.flush()
+    return adapter
+
+
+def _new_version(adapter: Adapter, order: Order, facts: Facts, now: datetime) -> Version:
+    adapter.deleted_at = None
+    if order.tag is None:
+        adapter.last_number += 1
+    return Version(
+        adapter_id=adapter.id,
+        number=adapter.last_number if order.tag is None else None,
+        tag=order.tag,
+        digest=facts.digest,
+        blob_id=facts.blob_id,
+        nbytes=facts.nbytes,
+        nnz=facts.nnz,
+        density=facts.density,
+        modules=facts.modules,
+        record=facts.record,
+        warnings=facts.warnings,
+        base_fingerprint=facts.base_fingerprint,
+        base_verified=facts.base_verified,
+        status=ACTIVE,
+        created_at=now,
+    )
+
+
+def _replace_tagged(
+    session: Session, adapter: Adapter, tag: str | None, now: datetime
+) -> list[str]:
+    """Tombstone the checkpoint that a job, resumed, writes anew; returns its blobs."""
+    if tag is None:
+        return []
+    old = list(
+        session.execute(
+            sa.select(Version).where(
+                Version.adapter_id == adapter.id,
+                Version.tag == tag,
+                Version.status != TOMBSTONED,
+            )
+        ).scalars()
+    )
+    for version in old:
+        version.status, version.deleted_at = TOMBSTONED, now
+    return [version.blob_id for version in old]
+
+
+def _activate(order: Order, adapter: Adapter, version: Version) -> None:
+    if order.activate and version.number is not None:
+        adapter.current_number = version.number

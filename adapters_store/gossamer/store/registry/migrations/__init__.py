@@ -1,0 +1,1 @@
+"""The schema's history, for alembic; run by `gossamer.store.registry.migrate`."""

@@ -1,0 +1,87 @@
+BEGIN TRANSACTION;
+CREATE TABLE adapters (
+	id INTEGER NOT NULL, 
+	tenant_id INTEGER NOT NULL, 
+	name VARCHAR(128) NOT NULL, 
+	current_number INTEGER, 
+	last_number INTEGER NOT NULL, 
+	created_at DATETIME NOT NULL, 
+	deleted_at DATETIME, 
+	CONSTRAINT pk_adapters PRIMARY KEY (id), 
+	CONSTRAINT fk_adapters_tenant_id FOREIGN KEY(tenant_id) REFERENCES tenants (id), 
+	CONSTRAINT uq_adapters_tenant_id_name UNIQUE (tenant_id, name)
+);
+INSERT INTO "adapters" VALUES(1,1,'sql',2,2,'2030-01-01 00:00:00.000000',NULL);
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO "alembic_version" VALUES('0002');
+CREATE TABLE api_keys (
+	id VARCHAR(16) NOT NULL, 
+	tenant_id INTEGER NOT NULL, 
+	mac BLOB NOT NULL, 
+	scope VARCHAR(16) NOT NULL, 
+	label VARCHAR(128) NOT NULL, 
+	created_at DATETIME NOT NULL, 
+	expires_at DATETIME, 
+	revoked_at DATETIME, 
+	CONSTRAINT pk_api_keys PRIMARY KEY (id), 
+	CONSTRAINT fk_api_keys_tenant_id FOREIGN KEY(tenant_id) REFERENCES tenants (id)
+);
+INSERT INTO "api_keys" VALUES('000000000001',1,X'229CE929A60A9CF488253BF1F421F2A9C7E0DEE4440D627D5E0084587B98B370','admin','','2030-01-01 00:00:00.000000',NULL,NULL);
+INSERT INTO "api_keys" VALUES('000000000002',1,X'B6A30FAD557F04C2E9818A0209C353507D10E6DAD318BD665EC7595F80498082','user','','2030-01-01 00:00:00.000000',NULL,'2030-01-01 00:00:00.000000');
+CREATE TABLE blobs (
+	id VARCHAR(64) NOT NULL, 
+	nbytes BIGINT NOT NULL, 
+	created_at DATETIME NOT NULL, 
+	CONSTRAINT pk_blobs PRIMARY KEY (id)
+);
+INSERT INTO "blobs" VALUES('0000000000000000000000000000000000000000000000000000000000000001',1001,'2030-01-01 00:00:00.000000');
+INSERT INTO "blobs" VALUES('0000000000000000000000000000000000000000000000000000000000000002',1002,'2030-01-01 00:00:00.000000');
+CREATE TABLE tenants (
+	id INTEGER NOT NULL, 
+	name VARCHAR(128) NOT NULL, 
+	created_at DATETIME NOT NULL, 
+	CONSTRAINT pk_tenants PRIMARY KEY (id), 
+	CONSTRAINT uq_tenants_name UNIQUE (name)
+);
+INSERT INTO "tenants" VALUES(1,'acme','2030-01-01 00:00:00.000000');
+INSERT INTO "tenants" VALUES(2,'zeta','2030-01-01 00:00:00.000000');
+CREATE TABLE uploads (
+	id VARCHAR(32) NOT NULL, 
+	blob_id VARCHAR(64) NOT NULL, 
+	started_at DATETIME NOT NULL, 
+	CONSTRAINT pk_uploads PRIMARY KEY (id), 
+	CONSTRAINT fk_uploads_blob_id FOREIGN KEY(blob_id) REFERENCES blobs (id)
+);
+CREATE TABLE versions (
+	id INTEGER NOT NULL, 
+	adapter_id INTEGER NOT NULL, 
+	number INTEGER, 
+	tag VARCHAR(32), 
+	digest VARCHAR(80) NOT NULL, 
+	blob_id VARCHAR(64) NOT NULL, 
+	nbytes BIGINT NOT NULL, 
+	nnz BIGINT NOT NULL, 
+	density DOUBLE NOT NULL, 
+	modules JSON NOT NULL, 
+	record JSON NOT NULL, 
+	warnings JSON NOT NULL, 
+	base_fingerprint VARCHAR(80) NOT NULL, 
+	base_verified BOOLEAN NOT NULL, 
+	status VARCHAR(16) NOT NULL, 
+	created_at DATETIME NOT NULL, 
+	deleted_at DATETIME, 
+	CONSTRAINT pk_versions PRIMARY KEY (id), 
+	CONSTRAINT fk_versions_adapter_id FOREIGN KEY(adapter_id) REFERENCES adapters (id), 
+	CONSTRAINT uq_versions_adapter_id_number UNIQUE (adapter_id, number)
+);
+INSERT INTO "versions" VALUES(1,1,1,NULL,'sha256:0000000000000000000000000000000000000000000000000000000000000011','0000000000000000000000000000000000000000000000000000000000000001',1001,400,0.078125,'[]','{"seed": 1}','[]','sha256:ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff',1,'active','2030-01-01 00:00:00.000000',NULL);
+INSERT INTO "versions" VALUES(2,1,2,NULL,'sha256:0000000000000000000000000000000000000000000000000000000000000012','0000000000000000000000000000000000000000000000000000000000000002',1002,400,0.078125,'[]','{"seed": 1}','[]','sha256:ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff',1,'active','2030-01-01 00:00:00.000000',NULL);
+CREATE INDEX ix_api_keys_tenant_id ON api_keys (tenant_id);
+CREATE INDEX ix_uploads_blob_id ON uploads (blob_id);
+CREATE INDEX ix_versions_adapter_id_tag ON versions (adapter_id, tag);
+CREATE INDEX ix_versions_blob_id ON versions (blob_id);
+CREATE INDEX ix_versions_digest ON versions (digest);
+COMMIT;

@@ -1,0 +1,233 @@
+"""kill -9 at every failpoint of upload and delete: then the old state is found, or the new one."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossamer.store.catalog.door import Catalog
+from gossamer.store.catalog.errors import AdapterCorrupt, AdapterNotFound
+from gossamer.store.catalog.views import StoreLimits
+from gossamer.store.failpoints import Failpoint
+from gossamer.store.format import digest
+from tests.store.support import (
+    make_digest,
+    opened,
+    push,
+    rows,
+    start_child,
+    stored_blobs,
+    temp_files,
+)
+
+UPLOAD_POINTS = [p for p in Failpoint if p.startswith("upload.")]
+DELETE_POINTS = [p for p in Failpoint if p.startswith("delete.")]
+KILLED = 9
+
+State = tuple[int, ...]  # the seeds of an adapter's versions, oldest first; the last is current
+
+
+class Victim:
+    """The process that dies, over and over (see `crash_child`)."""
+
+    def __init__(self) -> None:
+        self._server = start_child("from tests.store.crash_child import main; main()")
+
+    def run(self, data: Path, point: Failpoint, nth: int, *threads: list[list[Any]]) -> int:
+        """Do the threads' operations, die at the point; returns the wait status."""
+        stdin, stdout = self._server.stdin, self._server.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("no pipes")
+        job = {"data": str(data), "point": point, "nth": nth, "threads": threads}
+        stdin.write(json.dumps(job) + "\n")
+        stdin.flush()
+        return int(stdout.readline())
+
+    def close(self) -> str:
+        """End it; returns what it had to complain about."""
+        try:
+            return self._server.communicate(timeout=30)[1]
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            raise
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    victim = Victim()
+    yield victim
+    assert victim.close() == ""
+
+
+@dataclass
+class Journal:
+    """What the workers were told, and so what must be found: one state per adapter, or one of two
+    where an operation was under way."""
+
+    states: dict[str, State] = field(default_factory=dict)
+    open: dict[str, State] = field(default_factory=dict)
+
+    def read(self, data: Path) -> None:
+        """Take in a finished life's journal, and forget it."""
+        path = data / "journal"
+        for line in path.read_text().splitlines():
+            what, kind, name, *seed = json.loads(line)
+            after = self._after(name, seed[0] if kind == "upload" else None)
+            if what == "begin":
+                self.open[name] = after
+            else:
+                self.states[name] = self.open.pop(name)
+        path.unlink()
+
+    def _after(self, name: str, seed: int | None) -> State:
+        before = self.states.get(name, ())
+        if seed is None:
+            return ()
+        return before if before and before[-1] == seed else (*before, seed)
+
+    def check(self, catalog: Catalog) -> None:
+        """Compare with what is there; what was found counts from now on."""
+        digests = {make_digest(seed): seed for seed in range(SEEDS)}
+        found: dict[str, State] = {}
+        for adapter in catalog.list("acme"):
+            found[adapter.name] = tuple(digests[v.digest] for v in adapter.versions)
+            assert adapter.versions[-1].current
+            for version in adapter.versions:
+                assert digest(catalog.open(version.digest)) == version.digest
+        for name in self.states.keys() | self.open.keys() | found.keys():
+            old = self.states.get(name, ())
+            assert found.get(name, ()) in (old, self.open.get(name, old)), name
+        self.states, self.open = found, {}
+
+
+SEEDS = 12
+IMPATIENT = StoreLimits(grace_s=-1)
+
+
+def check_nothing_is_left_over(data: Path) -> None:
+    """After a recovery without patience: exactly the blobs that versions name, and no temp file."""
+    needed = {b for (b,) in rows(data, "SELECT blob_id FROM versions WHERE status = 'active'")}
+    assert stored_blobs(data) == needed
+    assert {b for (b,) in rows(data, "SELECT id FROM blobs")} == needed
+    assert rows(data, "SELECT * FROM uploads") == []
+    assert temp_files(data) == []
+    assert rows(data, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(data, "PRAGMA foreign_key_check") == []
+
+
+def prepare(data: Path) -> None:
+    with opened(data) as store:
+        push(store.catalog, "keep", 0)
+        push(store.catalog, "sql", 1)
+
+
+@pytest.mark.parametrize("point", UPLOAD_POINTS)
+def test_killed_during_an_upload(tmp_path: Path, victim: Victim, point: Failpoint) -> None:
+    prepare(tmp_path)
+    assert victim.run(tmp_path, point, 1, [["upload", "sql", 2]]) == KILLED
+    with opened(tmp_path) as store:
+        assert temp_files(tmp_path) == []
+        current = store.catalog.show("acme", "sql").current
+        assert current == (2 if point is Failpoint.UPLOAD_REGISTERED else 1)
+        for seed in (0, current):
+            assert digest(store.catalog.open(make_digest(seed))) == make_digest(seed)
+        assert push(store.catalog, "sql", 2).number == 2
+    with opened(tmp_path, limits=IMPATIENT) as store:
+        check_nothing_is_left_over(tmp_path)
+        assert digest(store.catalog.open(make_digest(2))) == make_digest(2)
+
+
+@pytest.mark.parametrize("point", DELETE_POINTS)
+def test_killed_during_a_delete(tmp_path: Path, victim: Victim, point: Failpoint) -> None:
+    prepare(tmp_path)
+    assert victim.run(tmp_path, point, 1, [["delete", "sql"]]) == KILLED
+    with opened(tmp_path) as store:
+        if point is Failpoint.DELETE_TOMBSTONING:
+            assert digest(store.catalog.open(make_digest(1))) == make_digest(1)
+        else:
+            with pytest.raises(AdapterNotFound):
+                store.catalog.resolve("acme", ["sql"])
+        assert digest(store.catalog.open(make_digest(0))) == make_digest(0)
+        check_nothing_is_left_over(tmp_path)
+
+
+def test_nobody_dies_where_nobody_passes(tmp_path: Path, victim: Victim) -> None:
+    prepare(tmp_path)
+    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, [["upload", "sql", 2]]) == 0
+    with opened(tmp_path) as store:
+        assert store.catalog.show("acme", "sql").current == 2
+
+
+def life(randomness: random.Random, threads: int) -> list[list[list[Any]]]:
+    """What every worker does until the end: each has adapters of its own, all share the files."""
+    return [
+        [
+            ["upload", f"adapter-{t}-{randomness.randrange(2)}", randomness.randrange(SEEDS)]
+            if randomness.random() < 0.7
+            else ["delete", f"adapter-{t}-{randomness.randrange(2)}"]
+            for _ in range(12)
+        ]
+        for t in range(threads)
+    ]
+
+
+def crash_again_and_again(data: Path, victim: Victim, lives: int, seed: int) -> int:
+    """Kill concurrent uploads and deletes at random points of one folder; returns how many died."""
+    randomness = random.Random(seed)  # noqa: S311
+    journal, killed = Journal(), 0
+    with opened(data):
+        pass
+    for _ in range(lives):
+        point = randomness.choice(list(Failpoint))
+        nth = randomness.randrange(1, 25)
+        status = victim.run(data, point, nth, *life(randomness, 4))
+        assert status in (0, KILLED)
+        killed += status == KILLED
+        journal.read(data)
+        start = time.monotonic()
+        with opened(data, limits=IMPATIENT) as store:
+            assert time.monotonic() - start < 10
+            journal.check(store.catalog)
+            check_nothing_is_left_over(data)
+    return killed
+
+
+def test_killed_under_concurrent_load(tmp_path: Path, victim: Victim) -> None:
+    assert crash_again_and_again(tmp_path, victim, 4, seed=3) > 0
+
+
+@pytest.mark.gate
+@pytest.mark.timeout(1200)
+def test_killed_fifty_times_under_concurrent_load(tmp_path: Path, victim: Victim) -> None:
+    lives = killed = 0
+    while killed < 50:
+        lives += 1
+        killed += crash_again_and_again(tmp_path / str(lives), victim, 5, seed=lives)
+
+
+def test_the_checks_notice_a_lost_write_and_a_lost_blob(tmp_path: Path, victim: Victim) -> None:
+    with opened(tmp_path):
+        pass
+    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, [["upload", "a", 1]]) == 0
+    journal = Journal()
+    journal.read(tmp_path)
+    with opened(tmp_path) as store:
+        journal.check(store.catalog)
+        journal.states["b"] = (2,)  # acknowledged, but not there
+        with pytest.raises(AssertionError):
+            journal.check(store.catalog)
+        journal.states = {"a": (1,)}
+        (blob_id,) = stored_blobs(tmp_path)
+        (tmp_path / "store" / "blobs" / blob_id[:2] / blob_id).unlink()
+        with pytest.raises(AssertionError):
+            check_nothing_is_left_over(tmp_path)
+        with pytest.raises(AdapterCorrupt):
+            journal.check(store.catalog)
