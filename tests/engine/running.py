@@ -37,6 +37,9 @@ def running(
     finally:
         engine.close()
         engine._memory.check_integrity()
+        assert engine._memory.pages.held == 0, "a request left without its pages"
+        pinned = [e.key for e in engine._memory._entries.values() if e.pins]
+        assert not pinned, f"a request left without unpinning {pinned}"
         if engine._loop.dead is not None:
             raise engine._loop.dead
 

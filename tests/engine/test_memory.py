@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.engine.errors import AdapterTooLarge, StepFailed
+from gossamer.engine.errors import StepFailed
 from gossamer.engine.memory import Memory, State
 
 PAGE = 100
@@ -47,10 +47,20 @@ def test_nothing_is_evicted_for_what_will_not_fit_anyway() -> None:
     load(mem, "idle", 200)
     assert not load(mem, "large", 500)
     assert set(mem.resident()) == {"pinned", "idle"}
-    with pytest.raises(AdapterTooLarge) as refused:
-        load(mem, "huge", 1001)
-    assert (refused.value.nbytes, refused.value.available) == (1001, 1000)
+    assert not load(mem, "huge", 1001)
     assert set(mem.resident()) == {"pinned", "idle"}
+
+
+def test_what_others_wait_for_is_kept() -> None:
+    mem = memory()
+    load(mem, "first", 400)
+    load(mem, "second", 400)
+    assert mem.available_bytes({"first"}) == 600
+    entry = mem.begin("third")
+    assert not mem.reserve(entry, 700, {"first"})
+    assert mem.reserve(entry, 600, {"first"})
+    mem.finish(entry, "", 600)
+    assert set(mem.resident()) == {"first", "third"}
 
 
 def test_an_unpinned_adapter_makes_room_for_pages() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gossamer.engine.errors import InvalidRequest
+from gossamer.engine.errors import InvalidRequest, StepFailed
 from gossamer.engine.messages import Sampling
 from gossamer.engine.sampler import Chooser, Drawn, sample, score, uniform
 
@@ -133,6 +133,27 @@ def test_bias_allowed_tokens_and_min_tokens() -> None:
     assert draw(Sampling(temperature=0, logit_bias={7: 11.0}), row) == 7
     assert draw(Sampling(temperature=0, allowed_token_ids=(4,)), row) == 4
     assert draw(Sampling(temperature=1.0, allowed_token_ids=(4,)), row) == 4
+
+
+@pytest.mark.parametrize("rules", [{"temperature": 1e-40}, {"top_p": 1e-46}, {"top_p": 0.0}])
+def test_extreme_rules_mean_greedy(rules: dict[str, float]) -> None:
+    row = logits()
+    for seed in range(10):
+        assert draw(Sampling(**{"temperature": 1.0, "seed": seed} | rules), row) == int(
+            row.argmax()
+        )  # type: ignore[arg-type]
+
+
+def test_what_a_constraint_raises_is_its_own_rows_error() -> None:
+    class Broken(Only):
+        def fill_mask(self, allowed: NDArray[np.bool_]) -> None:
+            raise RuntimeError("broken")
+
+    row = logits()
+    rows = [chooser(Sampling(), constraint=Broken([])), chooser(Sampling(temperature=0))]
+    broken, sound = sample(torch.stack([row, row]), rows, [0, 0])
+    assert isinstance(broken, StepFailed)
+    assert isinstance(sound, Drawn)
 
 
 def test_logprobs_are_those_of_the_raw_logits() -> None:

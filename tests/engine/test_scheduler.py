@@ -1,11 +1,13 @@
 """Who runs when: budgets, joins, waits, preemption. No tensors."""
 
+from collections.abc import Collection
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.engine.config import EngineConfig
-from gossamer.engine.errors import AdapterUnavailable, EngineError, Overloaded
+from gossamer.engine.errors import AdapterUnavailable, EngineError
 from gossamer.engine.memory import Memory
 from gossamer.engine.messages import Request, Sampling
 from gossamer.engine.scheduler import Scheduler, Work
@@ -22,12 +24,17 @@ class Gate:
         self.absent: set[str] = set()
         self.broken: set[str] = set()
         self.pins: dict[str, int] = {}
+        self.kept: dict[str, set[str]] = {}
 
-    def ready(self, mix: Mix) -> bool:
+    def ready(self, mix: Mix, keep: Collection[str]) -> bool:
+        self.kept[mix.digest] = set(keep)
         for member in mix.members:
             if member.digest in self.broken:
                 raise AdapterUnavailable(member.digest, ValueError("broken"))
         return not any(m.digest in self.absent for m in mix.members)
+
+    def wanted(self, mix: Mix) -> list[str]:
+        return [m.digest for m in mix.members]
 
     def pin(self, mix: Mix) -> None:
         self.pins[mix.digest] = self.pins.get(mix.digest, 0) + 1
@@ -98,11 +105,11 @@ def test_a_long_prompt_is_cut_and_does_not_stall_the_decoding() -> None:
     house.step()
     long = house.add(40)
     work, _ = house.step()
-    assert shares(work) == [(short, 1), (long, 15)]
+    assert shares(work) == [(short, 1), (long, 16)]
     work, _ = house.step()
-    assert shares(work) == [(short, 1), (long, 15)]
+    assert shares(work) == [(short, 1), (long, 16)]
     work, _ = house.step()
-    assert shares(work) == [(short, 1), (long, 10)]
+    assert shares(work) == [(short, 1), (long, 8)]
     assert long.output_length == 1
     work, _ = house.step()
     assert shares(work) == [(short, 1), (long, 1)]
@@ -188,12 +195,41 @@ def test_without_room_the_youngest_gives_way_and_finishes_later() -> None:
     assert first.output_length == second.output_length == 9
 
 
-def test_what_cannot_fit_even_alone_is_answered() -> None:
+def test_what_outgrows_the_memory_alone_waits_and_is_not_started_again() -> None:
     house = House(pages=2)
-    house.add(4, max_tokens=20)
-    errors = [error for _ in range(12) for _, error in house.step()[1]]
-    assert [type(e) for e in errors] == [Overloaded]
+    sequence = house.add(4, max_tokens=20)
+    for _ in range(12):
+        house.step()
     assert house.scheduler.running == []
+    assert list(house.scheduler.waiting) == [sequence]
+    assert len(sequence.tokens) == 9  # two pages of four, and the token that found no room
+    assert house.memory.pages.held == 0
+
+
+def test_nobody_takes_the_pages_that_an_earlier_request_waits_for() -> None:
+    house = House(pages=10)
+    house.add(20, max_tokens=12)
+    house.step()
+    large, small = house.add(24), house.add(2)
+    for _ in range(8):
+        work, _ = house.step()
+        assert small not in [w.sequence for w in work]
+    for _ in range(6):
+        house.step()
+    assert large.started
+
+
+def test_adapters_of_the_next_requests_are_asked_for_while_the_rows_are_full() -> None:
+    house = House(max_rows=1)
+    house.add(2, max_tokens=20)
+    house.step()
+    house.gate.absent.update("sha256:" + c * 64 for c in "abc")
+    for c in "abc":
+        house.add(2, mix=mix(c))
+    house.step()
+    assert house.gate.kept[mix("a").digest] == set()
+    assert house.gate.kept[mix("b").digest] == {"sha256:" + "a" * 64}
+    assert mix("c").digest not in house.gate.kept  # two rows ahead at most
 
 
 def test_expired_names_only_those_that_never_started() -> None:

@@ -23,8 +23,8 @@ def run(text: str, **rules: object) -> tuple[list[str], str | None]:
         parts.append(part)
         if stop is not None:
             return parts, stop
-    parts.append(stream.finish())
-    return parts, None
+    rest, stop = stream.finish()
+    return [*parts, rest], stop
 
 
 @given(st.text(max_size=40))
@@ -72,4 +72,19 @@ def test_before_min_tokens_a_stop_string_is_text() -> None:
 @pytest.mark.parametrize("prompt", ["", "é", "abcdefgh"])
 def test_the_prompt_is_context_and_not_output(prompt: str) -> None:
     stream = TextStream(Bytes(), tuple(prompt.encode()), True)
-    assert "".join(stream.push(b)[0] for b in b"out") + stream.finish() == "out"
+    assert "".join(stream.push(b)[0] for b in b"out") + stream.finish()[0] == "out"
+
+
+def test_a_stop_string_in_what_was_held_back_is_found_at_the_end() -> None:
+    stream = TextStream(Bytes(), (), True, ("END\ufffd",))
+    for byte in b"abEND":
+        stream.push(byte)
+    assert stream.push(0xE2) == ("", None)
+    assert stream.finish() == ("", "END\ufffd")
+
+
+def test_bytes_that_never_become_a_character_are_given_out() -> None:
+    stream = TextStream(Bytes(), (), True)
+    texts = [stream.push(0xFF)[0] for _ in range(40)]
+    assert "".join(texts).count("\ufffd") >= 32
+    assert max(map(len, texts)) <= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ from gossamer.engine.pages import root_key
 from gossamer.engine.residency import Residency, Resident, Source
 from gossamer.engine.runner import Geometry, Runner
 from gossamer.engine.text import TokenizerDecoder
+from gossamer.merge import METHODS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Engine:
         self._refusing: str | None = "The engine has not been started."
         self._lock = threading.Lock()
         self._pending: set[str] = set()
+        self._posted = 0  # sequences in the inbox, not yet in the queue
         self.table = runner.patch_map.table()
 
     # -- life
@@ -155,26 +160,24 @@ class Engine:
         if not health.ready:
             raise ShuttingDown(health.reason or "")
         self._check(request)
-        group = Group.of(
-            request,
-            self._closing(request.id, deliver),
-            self._decoder,
-            self.eos,
-            self.vocab_size,
-            self._root(request),
-            time.monotonic(),
-        )
-        with self._lock:
-            waiting = len(self._loop.scheduler.waiting)
-            if waiting + request.sampling.n > self.config.max_waiting:
-                raise Overloaded(f"{waiting} sequences are waiting already.", 1.0)
-            if request.id in self._pending:
-                raise InvalidRequest("request_id", f"Request {request.id} is in flight already.")
-            self._pending.add(request.id)
-        if not self._loop.post(lambda: self._loop.add(group)):
+        self._claim(request)
+        try:
+            group = Group.of(
+                request,
+                self._closing(request.id, deliver),
+                self._decoder,
+                self.eos,
+                self.vocab_size,
+                self._root(request),
+                time.monotonic(),
+            )
+            if not self._loop.post(lambda: self._add(group)):
+                raise ShuttingDown("The engine has stopped.")
+        except BaseException:
             with self._lock:
                 self._pending.discard(request.id)
-            raise ShuttingDown("The engine has stopped.")
+                self._posted -= request.sampling.n
+            raise
 
     def cancel(self, request_id: str) -> None:
         """Give a request up; its final message is `Failed(Cancelled)`. Idempotent."""
@@ -203,6 +206,8 @@ class Engine:
                 self.submit(request, deliver)
             except BaseException:
                 submitted.set()
+                for earlier in requests:
+                    self.cancel(earlier.id)
                 raise
         submitted.set()
         for final in finals:
@@ -239,6 +244,23 @@ class Engine:
 
     # -- inside
 
+    def _claim(self, request: Request) -> None:
+        """Take a place in the queue, or raise."""
+        with self._lock:
+            waiting = len(self._loop.scheduler.waiting) + self._posted
+            if waiting + request.sampling.n > self.config.max_waiting:
+                raise Overloaded(f"{waiting} sequences are waiting already.", 1.0)
+            if request.id in self._pending:
+                raise InvalidRequest("request_id", f"Request {request.id} is in flight already.")
+            self._pending.add(request.id)
+            self._posted += request.sampling.n
+
+    def _add(self, group: Group) -> None:
+        """In the engine's thread."""
+        with self._lock:
+            self._posted -= len(group.choices)
+        self._loop.add(group)
+
     def _wake(self) -> None:
         self._loop.wake()
 
@@ -247,7 +269,10 @@ class Engine:
             if isinstance(message, Done | Failed):
                 with self._lock:
                     self._pending.discard(request_id)
-            deliver(message)
+            try:
+                deliver(message)
+            except Exception:
+                log.exception("the receiver of request %s raised", request_id)
 
         return forward
 
@@ -258,6 +283,12 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         s = request.sampling
+        if s.n < 1 or s.max_tokens < 0 or not s.temperature >= 0:
+            raise InvalidRequest("n", "n is at least 1, max_tokens and temperature at least 0.")
+        if s.seed is not None and not -(2**63) <= s.seed < 2**63:
+            raise InvalidRequest("seed", "A seed is a 64-bit integer.")
+        if request.mix.method not in METHODS:
+            raise InvalidRequest("model", f"There is no merge method {request.mix.method}.")
         if not request.prompt:
             raise InvalidRequest("prompt", "The prompt has no tokens.")
         if min(request.prompt) < 0 or max(request.prompt) >= self.vocab_size:

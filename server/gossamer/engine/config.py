@@ -17,8 +17,8 @@ class EngineConfig:
         memory_bytes: one budget for KV pages and resident adapters.
         page_size: tokens in a KV page.
         max_step_tokens: most tokens of one step when nothing decodes.
-        max_mixed_step_tokens: the same while rows decode, so that a long prompt cannot stall them:
-            128 tokens of prefill are about 0.1 s for a 135M model on two CPU cores.
+        max_mixed_step_tokens: most tokens of prompts in a step with decoding rows, so that a long
+            prompt cannot stall them: 128 are about 0.1 s for a 135M model on two CPU cores.
         max_members: most members of a mix.
         loader_threads: threads that read and pack adapters beside the step.
         queue_timeout: seconds that a request may wait for its first step.
@@ -44,3 +44,18 @@ class EngineConfig:
     fuse_min_steps: int = 16
     fuse_cooldown: int = 8
     kernels: Backend = "cpu"
+
+    def __post_init__(self) -> None:
+        positive = (
+            "max_rows",
+            "max_waiting",
+            "memory_bytes",
+            "page_size",
+            "max_step_tokens",
+            "max_mixed_step_tokens",
+            "max_members",
+            "loader_threads",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")

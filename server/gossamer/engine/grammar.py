@@ -181,7 +181,7 @@ def _factory(info: TokenizerInfo, field: str, kind: Kind, grammar: str) -> Const
         raise _refusal(field, kind, template.get_error())
     if not set(_tokens(first)) - info.eos:
         raise InvalidRequest(field, f"No text but the empty one satisfies the {_NAMES[kind]}.")
-    return lambda: _Matching(template.deep_copy(), info.vocab_size, field)
+    return lambda: _Matching(template.deep_copy(), info.vocab_size, kind, field)
 
 
 def _tokens(packed: bytes) -> list[int]:
@@ -200,9 +200,10 @@ class _Matching:
     """One choice on its way through a grammar. Errors wait for the next mask: that is where the
     engine can still fail this request alone."""
 
-    def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, kind: Kind, field: str) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._kind: Kind = kind
         self._field = field
         self._allowance = _PATIENCE_S
 
@@ -219,7 +220,7 @@ class _Matching:
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._allowance += _PATIENCE_PER_TOKEN_S - (time.thread_time() - started)
         if self._matcher.is_error():
-            raise _refusal(self._field, "grammar", self._matcher.get_error())
+            raise _refusal(self._field, self._kind, self._matcher.get_error())
         if self._allowance < 0:
             raise InvalidRequest(
                 self._field, "Following the grammar takes too long; make it less ambiguous."

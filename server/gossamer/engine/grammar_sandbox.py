@@ -32,7 +32,7 @@ Kind = Literal["json", "regex", "choice", "grammar"]
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 60_000,
     "step_lexer_fuel": 50_000,
-    "step_max_items": 10_000,
+    "step_max_items": 50_000,
     "max_items_in_row": 2_000,
     "max_lexer_states": 20_000,
     "max_grammar_size": 20_000,
@@ -49,9 +49,9 @@ _STACK_BYTES = 2 << 20
 #: Tokens drawn at random after compiling, so that a grammar that costs too much soon shows it.
 _STEPS = 24
 
-#: Spaces or one line break with its indentation: JSON allows any amount, and a small model that may
-#: always write another space does.
-_WHITESPACE = r"\n?[ \t]{0,40}"
+#: One space, or one line break with its indentation: JSON allows any amount of both, and a small
+#: model that may always write another space does.
+_WHITESPACE = r"( |\n[ \t]{0,40})?"
 
 
 @dataclass(frozen=True)

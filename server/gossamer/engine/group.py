@@ -43,6 +43,7 @@ class Group:
     choices: list[Choice]
     eos: frozenset[int]
     _scores: list[TokenLogprob | None] = field(default_factory=list)
+    failed: bool = False
     _final: bool = False
 
     @classmethod
@@ -117,7 +118,8 @@ class Group:
         finished = choice.chooser.constraint is not None and choice.chooser.constraint.is_finished()
         ended = is_eos or is_stop or finished or matched is not None or sequence.remaining <= 0
         if ended and matched is None:
-            text += choice.text.finish()
+            rest, matched = choice.text.finish()
+            text += rest
         logprobs = (drawn.logprob,) if drawn.logprob is not None else ()
         self.deliver(Chunk(choice.sequence.index, text, (token,), logprobs))
         if ended:
@@ -142,5 +144,5 @@ class Group:
     def fail(self, error: EngineError) -> None:
         """Deliver the failure as the final message, unless one has gone out."""
         if not self._final:
-            self._final = True
+            self._final = self.failed = True
             self.deliver(Failed(error))

@@ -76,6 +76,7 @@ class Loop:
         self._by_sequence: dict[Sequence, tuple[Group, Choice]] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._bell = threading.Condition()
+        self._unfused_before = False
         self._stopping = False
         self._closed = False
 
@@ -143,32 +144,41 @@ class Loop:
         work, failed = self.scheduler.schedule()
         for sequence, error in failed:
             self._fail_sequence(sequence, error)
-        self._residency.forget_failures()
+        self._residency.settle()
         work = [w for w in work if w.sequence.phase is Phase.RUNNING]
-        if not work:
-            if self.scheduler.running:  # a row was sent back for want of memory
-                return True
-            if self._residency.stuck():
-                self._residency.give_up_parked()
-                return True
+        if work:
+            self._step(work)
+            return True
+        return bool(failed) or bool(self.scheduler.running) or self._unblock()
+
+    def _unblock(self) -> bool:
+        """Nothing can run. True if something was done about it, False to wait for news.
+
+        When nothing is fused, running or being loaded, nothing will ever make room for the first
+        that waits.
+        """
+        self._set_fused(None)
+        self._runner.forget_bound()
+        if not self.scheduler.waiting or not self._residency.idle or self._residency.has_news:
             return False
-        self._step(work)
+        if self._unfused_before:
+            first = self.scheduler.waiting[0]
+            self._fail_sequence(first, self._residency.no_room(first.request.mix))
+        self._unfused_before = not self._unfused_before
         return True
 
     def _wait(self) -> None:
-        if not self.scheduler.running:
-            self._set_fused(None)
-            self._runner.forget_bound()
         with self._bell:
             if not self._inbox and not self._stopping and not self._residency.has_news:
                 self._bell.wait(timeout=1.0 if self.scheduler.waiting else None)
 
     def _step(self, work: list[Work]) -> None:
-        self._set_fused(
-            self._fusion.target(
-                self._fused, [w.sequence for w in work], iter(self.scheduler.waiting)
-            )
-        )
+        self._unfused_before = False
+        rows = [w.sequence for w in work]
+        self._set_fused(self._fusion.target(self._fused, rows, iter(self.scheduler.waiting)))
+        self._run(work)
+
+    def _run(self, work: list[Work]) -> None:
         self.counts.steps += 1
         self.counts.fused_steps += self._fused is not None
         try:
@@ -181,7 +191,7 @@ class Loop:
             log.warning("a step failed; its %d rows run one by one", len(work), exc_info=error)
             for w in work:
                 if w.sequence.phase is Phase.RUNNING:
-                    self._step([w])
+                    self._run([w])
             return
         self._finish_step(work, logits)
 
@@ -217,8 +227,10 @@ class Loop:
             if not sound[i]:
                 self._fail(group, NonFiniteLogits(group.request.mix.digest))
                 continue
-            if i in scored:
-                group.score_prompt(w.start, logits[ends[i] - w.count : ends[i]])
+            if i in scored and not self._try(
+                group, group.score_prompt, w.start, logits[ends[i] - w.count : ends[i]]
+            ):
+                continue
             if w.start < w.sequence.prompt_length:
                 self.counts.prompt_tokens += min(w.count, w.sequence.prompt_length - w.start)
             w.sequence.advance(self._memory, w.count)
@@ -243,9 +255,19 @@ class Loop:
                 group.end(choice, "length")
             else:
                 self.counts.completion_tokens += 1
-                group.take(choice, drawn)
-            if choice.ended:
+                self._try(group, group.take, choice, drawn)
+            if choice.ended and not group.failed:
                 self._drop(group, choice)
+
+    def _try(self, group: Group, act: Callable[..., None], *args: object) -> bool:
+        """Do something for one request; what it raises (a constraint, a decoder) is its own."""
+        try:
+            act(*args)
+        except Exception as error:
+            log.warning("request %s failed", group.request.id, exc_info=error)
+            self._fail(group, StepFailed(f"The request failed: {error}"))
+            return False
+        return True
 
     def _drop(self, group: Group, choice: Choice) -> None:
         self.counts.cached_tokens += choice.sequence.cached_tokens
@@ -297,6 +319,8 @@ class Loop:
         while self._inbox:  # requests that were posted but not yet taken in must be answered too
             self._inbox.popleft()()
         for group in list(self._groups.values()):
-            self._fail(group, ShuttingDown(reason))
+            group.fail(ShuttingDown(reason))
         if self.dead is None:
+            for group in list(self._groups.values()):
+                self._fail(group, ShuttingDown(reason))
             self._set_fused(None)

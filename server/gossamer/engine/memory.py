@@ -8,11 +8,12 @@ be it a cached KV page or an unpinned entry; and nothing goes unless that will b
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from gossamer.engine.errors import AdapterTooLarge, EngineError
+from gossamer.engine.errors import EngineError
 from gossamer.engine.pages import PagePool
 
 Payload = TypeVar("Payload")
@@ -77,9 +78,9 @@ class Memory(Generic[Payload]):
         """Bytes that nothing uses."""
         return self.total_bytes - self._entry_bytes - self.kv_bytes
 
-    def available_bytes(self) -> int:
-        """Bytes that are free or could be made free at once."""
-        idle = sum(e.nbytes for e in self._entries.values() if self._idle(e))
+    def available_bytes(self, keep: Collection[str] = ()) -> int:
+        """Bytes that are free or could be made free at once without evicting `keep`."""
+        idle = sum(e.nbytes for e in self._entries.values() if self._idle(e) and e.key not in keep)
         return self.free_bytes + idle + self.pages.cached * self.page_bytes
 
     def tick(self) -> int:
@@ -87,15 +88,20 @@ class Memory(Generic[Payload]):
         self._clock += 1
         return self._clock
 
-    def make_room(self, nbytes: int) -> bool:
-        """Evict until `nbytes` are free. False, with nothing evicted, if that cannot be reached."""
+    def make_room(self, nbytes: int, keep: Collection[str] = ()) -> bool:
+        """Evict until `nbytes` are free, but none of `keep`.
+
+        False, with nothing evicted, if that cannot be reached.
+        """
         if self.free_bytes >= nbytes:
             return True
-        if self.available_bytes() < nbytes:
+        if self.available_bytes(keep) < nbytes:
             return False
         while self.free_bytes < nbytes:
             page_stamp = self.pages.oldest_cached()
-            entry = next((e for e in self._entries.values() if self._idle(e)), None)
+            entry = next(
+                (e for e in self._entries.values() if self._idle(e) and e.key not in keep), None
+            )
             if entry is not None and (page_stamp is None or entry.stamp <= page_stamp):
                 self._drop(entry)
                 self.counts.evictions += 1
@@ -127,14 +133,9 @@ class Memory(Generic[Payload]):
         self._entries[key] = entry
         return entry
 
-    def reserve(self, entry: Entry[Payload], nbytes: int) -> bool:
-        """Set room for an entry aside. False while others pin what it would need.
-
-        Raises `AdapterTooLarge` if it could not fit even into an empty memory.
-        """
-        if nbytes > self.total_bytes:
-            raise AdapterTooLarge(entry.key, nbytes, self.total_bytes)
-        if not self.make_room(nbytes):
+    def reserve(self, entry: Entry[Payload], nbytes: int, keep: Collection[str] = ()) -> bool:
+        """Set room for an entry aside. False while what it would need is pinned or to be kept."""
+        if not self.make_room(nbytes, keep):
             return False
         entry.nbytes = nbytes
         self._entry_bytes += nbytes
@@ -153,6 +154,11 @@ class Memory(Generic[Payload]):
         entry.nbytes, entry.payload = 0, None
         entry.state, entry.error = State.FAILED, error
         self.counts.load_failures += 1
+
+    def abandon(self, key: str) -> None:
+        """Forget an entry that is still loading and has no bytes."""
+        if self._entries[key].state is State.LOADING:
+            del self._entries[key]
 
     def clear_failed(self, key: str) -> None:
         """Forget a failure, so that the next request tries again."""
@@ -178,8 +184,8 @@ class Memory(Generic[Payload]):
         self.touch(entry)
 
     def resident(self) -> dict[str, int]:
-        """Key → bytes of everything resident."""
-        return {e.key: e.nbytes for e in self._entries.values() if e.state is State.RESIDENT}
+        """Key → bytes of everything resident. May be called from any thread."""
+        return {e.key: e.nbytes for e in list(self._entries.values()) if e.state is State.RESIDENT}
 
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless the ledger adds up."""

@@ -6,13 +6,13 @@ aside, a loader thread packs it into the device's layout. The step waits for non
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gossamer.engine.errors import AdapterTooLarge, AdapterUnavailable, EngineError
+from gossamer.engine.errors import AdapterTooLarge, AdapterUnavailable, EngineError, Overloaded
 from gossamer.engine.memory import Entry, Memory, State
 from gossamer.kernels import PackedDelta
 from gossamer.merge import Mix, compile_mix, method_named
@@ -24,8 +24,11 @@ Source = Callable[[str], DeltaSet]
 Pack = Callable[[DeltaSet], dict[str, PackedDelta]]
 Applied = tuple[tuple[str, float], ...]
 
-#: Decoded but not yet packed adapters that may exist at once; they lie outside the budget.
+#: Loads between their start and their end. What they have decoded lies outside the budget.
 _IN_FLIGHT = 2
+
+#: Sizes of adapters that were in memory once; a number each.
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class _Decoded:
 
 
 def _estimate(deltas: DeltaSet | None) -> int:
-    """Bytes an adapter will take: 8 an entry and at most a tenth for its tables."""
+    """Bytes an adapter will take, nearly: 8 an entry, and the tables of each weight."""
     if deltas is None:
         return 0
-    return sum(9 * d.nnz + 4096 for d in deltas.deltas.values())
+    return sum(8 * d.nnz + 1024 for d in deltas.deltas.values())
 
 
 @lru_cache(maxsize=4096)
@@ -67,7 +70,12 @@ def _as_they_are(mix: Mix) -> Applied:
 
 
 class Residency:
-    """The gate of the scheduler: starts loads, answers whether a mix can run, pins it."""
+    """The gate of the scheduler: starts loads, answers whether a mix can run, pins it.
+
+    A load moves on only when a waiting request asks for it (`ready`): decoded in a loader thread,
+    then room is set aside, then packed. What finds no room is dropped and its size remembered, so
+    that it is read again only once there is room; nothing lies about half loaded.
+    """
 
     def __init__(
         self,
@@ -82,43 +90,61 @@ class Residency:
         self._pack = pack
         self._executor = executor
         self._wake = wake
-        self._queue: deque[tuple[str, Mix | None]] = deque()
         self._in_flight = 0
         self._arrived: deque[tuple[Entry[Resident], object]] = deque()  # appended by loader threads
-        self._parked: list[tuple[Entry[Resident], _Decoded]] = []
-        self._reported: list[str] = []
+        self._decoded: dict[str, _Decoded] = {}
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._failed: list[str] = []
+        self._failed_before: list[str] = []
 
     # -- what the scheduler asks
 
-    def ready(self, mix: Mix) -> bool:
-        """Whether everything the mix needs is resident; what is missing starts loading."""
+    def ready(self, mix: Mix, keep: Collection[str] = ()) -> bool:
+        """Whether everything the mix needs is resident; what is missing is brought on its way.
+
+        Args:
+            mix: what a waiting request wants to run with.
+            keep: keys that requests ahead of it want; they are not evicted for this one.
+
+        Raises the `EngineError` that a load ended with.
+        """
         if not mix.members:
             return True
-        if self._compiles(mix) and not self._present(mix.digest, mix):
+        if self._compiles(mix) and not self._present(mix.digest, mix, keep):
             return False
-        missing = [key for key, _ in self.applied(mix) if not self._present(key, None)]
-        return not missing
+        keys = [key for key, _ in self.applied(mix)]
+        keep = {*keep, *keys}
+        present = [self._present(key, None, keep) for key in keys]
+        self._check_total(mix, keys)
+        return all(present)
+
+    def wanted(self, mix: Mix) -> list[str]:
+        """The keys that the mix needs in memory, as far as that is known."""
+        if self._compiles(mix):
+            entry = self._memory.get(mix.digest)
+            if entry is None or entry.payload is None:
+                return [mix.digest]
+            # A compiled mix without a correction is not among what it applies.
+            return list({key: None for key, _ in entry.payload.applied} | {mix.digest: None})
+        return [key for key, _ in _as_they_are(mix)]
 
     def pin(self, mix: Mix) -> None:
         """Keep what the mix needs."""
-        for key, _ in self.applied(mix):
+        for key in self.wanted(mix):
             self._memory.pin(key)
 
     def unpin(self, mix: Mix) -> None:
         """Undo one `pin`."""
-        for key, _ in self.applied(mix):
+        for key in self.wanted(mix):
             self._memory.unpin(key)
 
     # -- what the runner asks
 
     def applied(self, mix: Mix) -> Applied:
         """The (key, weight) pairs that a row of this mix adds, in their fixed order."""
-        if self._compiles(mix):
-            entry = self._memory.get(mix.digest)
-            if entry is None or entry.payload is None:
-                raise RuntimeError(f"mix {mix.digest} is used before it was compiled")
-            return entry.payload.applied
-        return _as_they_are(mix)
+        if not self._compiles(mix):
+            return _as_they_are(mix)
+        return self.resident(mix.digest).applied
 
     def resident(self, key: str) -> Resident:
         """A pinned entry's deltas."""
@@ -129,47 +155,44 @@ class Residency:
 
     # -- what the loop does once a step
 
-    def poll(self) -> None:
-        """Take in what the loader threads finished, and hand them what is next."""
-        while self._arrived:
-            entry, result = self._arrived.popleft()
-            if isinstance(result, EngineError):
-                self._in_flight -= 1
-                self._memory.fail(entry, result)
-            elif isinstance(result, _Decoded):
-                self._parked.append((entry, result))
-            elif isinstance(result, Resident):
-                self._in_flight -= 1
-                self._memory.finish(entry, result, result.nbytes)
-        self._parked = [item for item in self._parked if not self._set_aside(*item)]
-        while self._queue and self._in_flight < _IN_FLIGHT:
-            key, mix = self._queue.popleft()
-            entry = self._memory.get(key) or self._memory.begin(key)
-            self._in_flight += 1
-            self._executor.submit(self._decode, entry, mix)
-
-    def forget_failures(self) -> None:
-        """After every waiting request saw a failure: the next one tries again."""
-        for key in self._reported:
-            self._memory.clear_failed(key)
-        self._reported.clear()
-
     @property
     def has_news(self) -> bool:
         """Whether a loader thread has finished something that `poll` has not seen."""
         return bool(self._arrived)
 
-    def stuck(self) -> bool:
-        """Whether a decoded adapter waits for room."""
-        return bool(self._parked)
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being loaded."""
+        return not self._in_flight
 
-    def give_up_parked(self) -> None:
-        """Nothing runs, so nothing will be unpinned: what found no room cannot be had."""
-        for entry, decoded in self._parked:
+    def poll(self) -> None:
+        """Before scheduling: take in what the loader threads have finished."""
+        while self._arrived:
+            entry, result = self._arrived.popleft()
+            if isinstance(result, _Decoded):
+                self._decoded[entry.key] = result
+                continue
             self._in_flight -= 1
-            available = self._memory.available_bytes()
-            self._memory.fail(entry, AdapterTooLarge(entry.key, decoded.nbytes, available))
-        self._parked.clear()
+            if isinstance(result, Resident) and self._fits(entry, result):
+                self._memory.finish(entry, result, result.nbytes)
+            elif isinstance(result, EngineError):
+                self._fail(entry, result)
+
+    def settle(self) -> None:
+        """After scheduling: drop what nobody asks for any more, and failures that were seen."""
+        for key in list(self._decoded):
+            self._drop(key)
+        for key in self._failed_before:
+            self._memory.clear_failed(key)
+        self._failed_before, self._failed = self._failed, []
+
+    def no_room(self, mix: Mix) -> EngineError:
+        """Why a request cannot start although nothing runs and nothing is being loaded."""
+        available = self._memory.available_bytes()
+        for key in self.wanted(mix):
+            if self._memory.get(key) is None and self._sizes.get(key, 0) > available:
+                return AdapterTooLarge(key, self._sizes[key], available)
+        return Overloaded("There is no memory for this request's keys and values.", 1.0)
 
     # -- inside
 
@@ -177,31 +200,66 @@ class Residency:
     def _compiles(mix: Mix) -> bool:
         return len(mix.members) > 1 and method_named(mix.method).combine is not None
 
-    def _present(self, key: str, mix: Mix | None) -> bool:
+    def _present(self, key: str, mix: Mix | None, keep: Collection[str]) -> bool:
         entry = self._memory.get(key)
         if entry is None:
-            self._memory.begin(key)
-            self._queue.append((key, mix))
-            self.poll()
-            return False
-        if entry.error is not None:
-            self._reported.append(key)
+            self._start(key, mix, keep)
+        elif entry.error is not None:
             raise entry.error
-        if entry.state is State.RESIDENT:
+        elif entry.state is State.RESIDENT:
             self._memory.touch(entry)
             return True
+        elif key in self._decoded:
+            self._set_aside(entry, keep)
         return False
 
-    def _set_aside(self, entry: Entry[Resident], decoded: _Decoded) -> bool:
-        try:
-            if not self._memory.reserve(entry, decoded.nbytes):
-                return False
-        except EngineError as error:
-            self._in_flight -= 1
-            self._memory.fail(entry, error)
+    def _start(self, key: str, mix: Mix | None, keep: Collection[str]) -> None:
+        size = self._sizes.get(key, 0)
+        if self._in_flight < _IN_FLIGHT and self._memory.available_bytes(keep) >= size:
+            self._in_flight += 1
+            self._executor.submit(self._decode, self._memory.begin(key), mix)
+
+    def _set_aside(self, entry: Entry[Resident], keep: Collection[str]) -> None:
+        decoded = self._decoded[entry.key]
+        self._remember(entry.key, decoded.nbytes)
+        if decoded.nbytes > self._memory.total_bytes:
+            self._drop(entry.key)
+            raise AdapterTooLarge(entry.key, decoded.nbytes, self._memory.total_bytes)
+        if self._memory.reserve(entry, decoded.nbytes, keep):
+            del self._decoded[entry.key]
+            self._executor.submit(self._make_resident, entry, decoded)
+
+    def _check_total(self, mix: Mix, keys: list[str]) -> None:
+        """A mix whose members do not fit together would evict its own members for ever."""
+        if len(keys) > 1:
+            total = sum(self._sizes.get(key, 0) for key in keys)
+            if total > self._memory.total_bytes:
+                raise AdapterTooLarge(f"mix {mix.digest}", total, self._memory.total_bytes)
+
+    def _fits(self, entry: Entry[Resident], resident: Resident) -> bool:
+        """Whether the packed form, should it be larger than estimated, finds room after all."""
+        self._remember(entry.key, resident.nbytes)
+        if self._memory.make_room(max(0, resident.nbytes - entry.nbytes)):
             return True
-        self._executor.submit(self._make_resident, entry, decoded)
-        return True
+        available = self._memory.available_bytes()
+        self._fail(entry, AdapterTooLarge(entry.key, resident.nbytes, available))
+        return False
+
+    def _remember(self, key: str, nbytes: int) -> None:
+        self._sizes[key] = nbytes
+        self._sizes.move_to_end(key)
+        if len(self._sizes) > _REMEMBERED:
+            self._sizes.popitem(last=False)
+
+    def _drop(self, key: str) -> None:
+        decoded = self._decoded.pop(key)
+        self._remember(key, decoded.nbytes)
+        self._memory.abandon(key)
+        self._in_flight -= 1
+
+    def _fail(self, entry: Entry[Resident], error: EngineError) -> None:
+        self._memory.fail(entry, error)
+        self._failed.append(entry.key)
 
     def _decode(self, entry: Entry[Resident], mix: Mix | None) -> None:
         """In a loader thread: read one adapter, or compile a mix from its members."""
@@ -216,7 +274,7 @@ class Residency:
                 own = ((entry.key, 1.0),)
                 applied = compiled.members + own if deltas is not None else compiled.members
                 result = _Decoded(deltas, applied, _estimate(deltas))
-        except Exception as cause:  # noqa: BLE001 - whatever the source raised is this adapter's own
+        except BaseException as cause:  # noqa: BLE001 - a panic in a native library is its own too
             result = AdapterUnavailable(entry.key, cause)
         self._post(entry, result)
 
@@ -226,7 +284,7 @@ class Residency:
         try:
             packed = self._pack(decoded.deltas) if decoded.deltas is not None else {}
             result = Resident(packed, decoded.applied)
-        except Exception as cause:  # noqa: BLE001 - a packing error is this adapter's own
+        except BaseException as cause:  # noqa: BLE001 - a packing error is this adapter's own
             result = AdapterUnavailable(entry.key, cause)
         self._post(entry, result)
 

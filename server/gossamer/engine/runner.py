@@ -80,6 +80,9 @@ class Runner:
         pieces: dict[str, list[Piece]] = {}
         for name, delta in deltas.deltas.items():
             place = self.patch_map.places[name]
+            shape = (place.rows, self.patch_map.weights[place.weight].in_features)
+            if delta.shape != shape:
+                raise ValueError(f"{name} has shape {shape}, the adapter's delta {delta.shape}")
             pieces.setdefault(place.weight, []).append(
                 Piece(
                     kind=delta.kind,
@@ -175,7 +178,7 @@ class Runner:
     ) -> None:
         keys = tuple(sorted({key for pairs in applied for key, _ in pairs}))
         if not keys:
-            self._deltas.plan = None
+            self.forget_bound()
             return
         if keys != self._active:
             self._bind(keys, residents)

@@ -7,11 +7,11 @@ allows. A waiting request whose adapter is not in memory does not block the ones
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gossamer.engine.errors import EngineError, Overloaded
+from gossamer.engine.errors import EngineError
 from gossamer.engine.sequence import Phase, Sequence
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 class Gate(Protocol):
     """Whether what a mix needs is in memory."""
 
-    def ready(self, mix: Mix) -> bool:
-        """Start loading if need be. Raises `EngineError` if it cannot be had."""
+    def ready(self, mix: Mix, keep: Collection[str]) -> bool:
+        """Start loading if need be, evicting none of `keep`. Raises `EngineError` on failure."""
+
+    def wanted(self, mix: Mix) -> list[str]:
+        """The keys of what it needs."""
 
     def pin(self, mix: Mix) -> None:
         """Keep what the mix needs in memory."""
@@ -69,27 +72,38 @@ class Scheduler:
     def schedule(self) -> tuple[list[Work], list[tuple[Sequence, EngineError]]]:
         """The work of the next step, and the sequences that cannot be served (already removed)."""
         self._memory.tick()
-        failed: list[tuple[Sequence, EngineError]] = []
-        work = self._decode(failed)
+        work = self._decode()
         budget = self._config.max_mixed_step_tokens if work else self._config.max_step_tokens
-        budget = max(0, budget - len(work))
         for sequence in list(self.running):
             if budget and sequence.phase is Phase.RUNNING and not sequence.decoding:
                 budget -= self._take(sequence, budget, work)
-        for sequence in list(self.waiting):
-            if not budget or len(self.running) >= self._config.max_rows:
-                break
+        failed = self._join(work, budget)
+        if not work and self.running:
+            self._preempt(self.running[-1])  # rows run but none has room for a token
+        return work, failed
+
+    def _join(self, work: list[Work], budget: int) -> list[tuple[Sequence, EngineError]]:
+        """Admit waiting sequences in their order, and have the adapters of the next ones loaded."""
+        failed: list[tuple[Sequence, EngineError]] = []
+        keep: set[str] = set()
+        full = False
+        for sequence in list(self.waiting)[: 2 * self._config.max_rows]:
+            mix = sequence.request.mix
             try:
-                admitted = self._admit(sequence)
+                ready = self._gate.ready(mix, keep)
             except EngineError as error:
                 self.waiting.remove(sequence)
                 failed.append((sequence, error))
                 continue
-            if admitted:
+            keep.update(self._gate.wanted(mix))
+            full = full or not budget or len(self.running) >= self._config.max_rows
+            if full or not ready or sequence.must_wait():
+                continue
+            if self._admit(sequence):
                 budget -= self._take(sequence, budget, work)
-        if not work and self.running:
-            self._break_deadlock(failed)
-        return work, failed
+            else:
+                full = True  # nobody behind it may take the pages that it waits for
+        return failed
 
     def finish(self, sequence: Sequence, *, trusted: bool = True) -> None:
         """Take a sequence out, wherever it is, and free what it holds. Idempotent."""
@@ -106,20 +120,16 @@ class Scheduler:
         limit = now - self._config.queue_timeout
         return (s for s in self.waiting if s.index == 0 and not s.started and s.arrived < limit)
 
-    def _decode(self, failed: list[tuple[Sequence, EngineError]]) -> list[Work]:
+    def _decode(self) -> list[Work]:
         work: list[Work] = []
         for sequence in list(self.running):
             if sequence.phase is not Phase.RUNNING or not sequence.decoding:
                 continue
             while not sequence.extend_pages(self._memory, len(sequence.tokens)):
-                victim = self.running[-1]
-                if victim is sequence and len(self.running) == 1:
-                    self.finish(sequence)
-                    failed.append((sequence, _no_memory()))
-                else:
-                    self._preempt(victim)
-                    work = [w for w in work if w.sequence is not victim]
-                if sequence not in self.running:
+                victim = self.running[-1]  # the youngest gives way, and starts again later
+                self._preempt(victim)
+                work = [w for w in work if w.sequence is not victim]
+                if victim is sequence:
                     break
             else:
                 work.append(Work(sequence, sequence.computed, 1))
@@ -136,8 +146,7 @@ class Scheduler:
         return count
 
     def _admit(self, sequence: Sequence) -> bool:
-        if sequence.must_wait() or not self._gate.ready(sequence.request.mix):
-            return False
+        """Start a sequence whose adapters are there. False if its tokens find no room."""
         size = self._memory.pages.page_size
         self._gate.pin(sequence.request.mix)
         sequence.attach_prefix(self._memory)
@@ -158,16 +167,3 @@ class Scheduler:
         self._gate.unpin(sequence.request.mix)
         sequence.phase = Phase.WAITING
         self.waiting.appendleft(sequence)
-
-    def _break_deadlock(self, failed: list[tuple[Sequence, EngineError]]) -> None:
-        """Rows run but none has room for a token: let the youngest go, it will start again."""
-        victim = self.running[-1]
-        if len(self.running) > 1:
-            self._preempt(victim)
-        else:
-            self.finish(victim)
-            failed.append((victim, _no_memory()))
-
-
-def _no_memory() -> Overloaded:
-    return Overloaded("There is no memory left for this request's keys and values.", 1.0)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 #: of a text.
 _CONTEXT = 6
 
+#: Tokens after which an incomplete character is given out as it is: none takes more bytes, and
+#: without an end every step would decode the whole run again.
+_LONGEST_CHARACTER = 8
+
 
 class Decoder(Protocol):
     """The part of a tokenizer that text needs."""
@@ -71,17 +75,19 @@ class TextStream:
         certain, self._held = self._held, ""
         return certain, None
 
-    def finish(self) -> str:
-        """The rest of the text: nothing more will come."""
-        text = self._held + self._decode(final=True)
-        self._held = ""
-        return text
+    def finish(self) -> tuple[str, str | None]:
+        """The rest of the text, and the stop string in it: nothing more will come."""
+        self._held += self._decode(final=True)
+        text, stop = self._cut()
+        text, self._held = text + self._held, ""
+        return text, stop
 
     def _decode(self, *, final: bool) -> str:
         skip = self.skip_special_tokens
         before = self.decoder.decode(self._ids[self._prefix : self._read], skip_special_tokens=skip)
         after = self.decoder.decode(self._ids[self._prefix :], skip_special_tokens=skip)
-        if len(after) <= len(before) or (after.endswith("\ufffd") and not final):
+        waiting = len(self._ids) - self._read < _LONGEST_CHARACTER and not final
+        if len(after) <= len(before) or (after.endswith("\ufffd") and waiting):
             return ""
         self._prefix, self._read = self._read, len(self._ids)
         return after[len(before) :]
