@@ -135,13 +135,13 @@ def test_bias_allowed_tokens_and_min_tokens() -> None:
     assert draw(Sampling(temperature=1.0, allowed_token_ids=(4,)), row) == 4
 
 
-@pytest.mark.parametrize("rules", [{"temperature": 1e-40}, {"top_p": 1e-46}, {"top_p": 0.0}])
-def test_extreme_rules_mean_greedy(rules: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "rules", [Sampling(temperature=1e-40), Sampling(top_p=1e-46), Sampling(top_p=0.0)], ids=str
+)
+def test_extreme_rules_mean_greedy(rules: Sampling) -> None:
     row = logits()
     for seed in range(10):
-        assert draw(Sampling(**{"temperature": 1.0, "seed": seed} | rules), row) == int(
-            row.argmax()
-        )  # type: ignore[arg-type]
+        assert draw(replace(rules, seed=seed), row) == int(row.argmax())
 
 
 def test_what_a_constraint_raises_is_its_own_rows_error() -> None:
