@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -22,6 +23,7 @@ def available_backends() -> tuple[Backend, ...]:
     return tuple(b for b in BACKENDS if (n := _NEEDS[b]) is None or importlib.util.find_spec(n))
 
 
+@functools.cache
 def implementation(backend: Backend, op: str) -> ModuleType:
     """The module that implements `op` for `backend`, imported on first use.
 

@@ -80,7 +80,7 @@ class WorkPlan:
         for count, slots in runs:
             if count < 0:
                 raise ValueError(f"a run of {count} rows")
-            if slots:
+            if slots and count:
                 groups.setdefault(slots, []).extend(range(row, row + count))
             row += count
         return cls._from_groups(row, groups, chunk_rows)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gossamer.kernels import layout
 from gossamer.kernels.cpu import block, element
+from gossamer.kernels.cpu.checks import require_fp32
 from gossamer.kernels.cpu.parallel import (
     Kernel,
     descriptor,
@@ -39,7 +39,6 @@ from gossamer.kernels.cpu.simd import (
     tile_zero,
 )
 from gossamer.kernels.delta import BoundDeltas
-from gossamer.kernels.errors import ShapeError
 from gossamer.kernels.layout import HEADER_WORDS, LANES, MARGIN, SEGMENT_WORDS
 from gossamer.kernels.plan import CHUNK_ROWS, WorkPlan
 
@@ -271,10 +270,7 @@ KERNELS = (_apply,)
 
 def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
     """See `gossamer.kernels.apply.apply`."""
-    for name, tensor in (("y", y), ("x", x)):
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.stride(1) != 1:
-            expected = "float32 on the CPU, contiguous in its last dimension"
-            raise ShapeError(name, expected, (tensor.dtype, tensor.device, tensor.stride()))
+    require_fp32(("y", y), ("x", x))
     out_features, in_features = bound.shape
     per_block = layout.block_rows(out_features)
     blocks = -(-out_features // per_block)

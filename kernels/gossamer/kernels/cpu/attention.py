@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer.kernels.cpu import kv_cache
+from gossamer.kernels.cpu.checks import require_contiguous, require_fp32, require_int32
 from gossamer.kernels.cpu.parallel import (
     Kernel,
     descriptor,
@@ -35,6 +37,7 @@ from gossamer.kernels.cpu.simd import (
     load_i32,
     load_i64,
     outer,
+    prefetch,
     store_f32,
     store_i64,
     tile_load,
@@ -49,7 +52,7 @@ from gossamer.kernels.cpu.simd_softmax import (
     tile_softcap,
     tile_sum,
 )
-from gossamer.kernels.errors import IndexRangeError, ShapeError
+from gossamer.kernels.errors import IndexRangeError
 
 LANES = 16
 VECTOR = 4 * LANES
@@ -63,18 +66,11 @@ ROWS = 4
 VALUE_VECTORS = 4
 #: Stands for -inf as a running maximum: the difference of two of them is 0, not NaN.
 LOWEST = -1e30
-#: Below this many rows a second thread costs `write_kv` more than it brings.
-SERIAL_WRITE_ROWS = 64
 
 # Descriptor of `paged_attention`, byte offsets.
 (TICKET, SEATS, FAILED, Q, Q_ROW, Q_HEAD, K, V, OUT, TABLE, TABLE_ROW, TABLE_WIDTH, STARTS, CONTEXT,
  SEQUENCES, GROUP, KV_HEADS, HEAD_DIM, PADDED_DIM, PAGE_SIZE, PAGES, TOKENS, WINDOW, SCALE, SOFTCAP,
  SCRATCH, SCRATCH_BYTES) = range(0, 27 * 8, 8)  # fmt: skip
-
-# Descriptor of `write_kv`, byte offsets; TICKET and FAILED as above.
-(W_K, W_K_ROW, W_K_HEAD, W_V, W_V_ROW, W_V_HEAD, W_SLOTS, W_TOKENS, W_KV_HEADS, W_HEAD_DIM,
- W_PADDED_DIM, W_PAGE_SIZE, W_SLOT_LIMIT, W_K_PAGES,
- W_V_PAGES) = range(3 * 8, 18 * 8, 8)  # fmt: skip
 
 
 @subroutine
@@ -147,7 +143,9 @@ def _make_score(rows: int) -> Any:
     R, pair = rows, 2 * rows
 
     @subroutine
-    def score(d: int, w: int, sequence: int, head: int, span: int, low: int, high: int) -> bool:
+    def score(
+        d: int, w: int, sequence: int, head: int, span: int, low: int, high: int, cold: bool
+    ) -> bool:
         """Scores of a span's visible vectors, two at a time; False: a page is out of range."""
         head_dim, padded = load_i64(d + HEAD_DIM), load_i64(d + PADDED_DIM)
         size = load_i64(d + PAGE_SIZE)
@@ -160,8 +158,22 @@ def _make_score(rows: int) -> Any:
             if left == 0 or right == 0:
                 return False
             acc = tile_zero(pair, LANES)
-            for i in range(head_dim):
-                acc = outer(acc, 2, w + 4 * i, 4 * padded, left + 4 * size * i, right - left)
+            if not cold:
+                for i in range(head_dim):
+                    acc = outer(acc, 2, w + 4 * i, 4 * padded, left + 4 * size * i, right - left)
+            else:
+                # Decode finds keys and values in memory: asked for in step with the sums, the
+                # values at these positions (exact where a page is one vector) and the next keys
+                # save a third of the time. A prefill's later tiles find them in the cache.
+                values = load_i64(d + V) - load_i64(d + K)
+                later = _keys(d, sequence, head, min(at + 2 * LANES, high - 1))
+                last = _keys(d, sequence, head, min(at + 3 * LANES, high - 1))
+                for i in range(head_dim):
+                    acc = outer(acc, 2, w + 4 * i, 4 * padded, left + 4 * size * i, right - left)
+                    prefetch(left + values + VECTOR * i)
+                    prefetch(right + values + VECTOR * i)
+                    prefetch(later + 4 * size * i)
+                    prefetch(last + 4 * size * i)
             tile_store(acc, 2, w + R * padded * 4 + 4 * (at - span), SCORE_ROW)
         return True
 
@@ -247,7 +259,7 @@ def _make_tile(rows: int, columns: int) -> Any:
         padded = load_i64(d + PADDED_DIM)
         low, high = _prepare(d, w, R, sequence, head, first, count)
         for span in range(low // SPAN * SPAN, high, SPAN):
-            if not score(d, w, sequence, head, span, low, high):
+            if not score(d, w, sequence, head, span, low, high, first == 0):
                 return
             _soften(d, w, R, span)
             column = 0
@@ -289,32 +301,9 @@ def _attention(d: int) -> None:
         base += tiles * kv_heads
 
 
-@Kernel
-def _write(d: int) -> None:
-    """Draws tokens and writes their keys and values until there are none."""
-    head_dim, padded = load_i64(d + W_HEAD_DIM), load_i64(d + W_PADDED_DIM)
-    size, kv_heads = load_i64(d + W_PAGE_SIZE), load_i64(d + W_KV_HEADS)
-    tokens = load_i64(d + W_TOKENS)
-    first = fetch_add(d + TICKET, LANES)
-    while first < tokens:
-        for t in range(first, min(first + LANES, tokens)):
-            slot = load_i64(load_i64(d + W_SLOTS) + 8 * t)
-            if slot < 0 or slot >= load_i64(d + W_SLOT_LIMIT):
-                store_i64(d + FAILED, 1)
-                continue
-            for head in range(kv_heads):
-                plane = (slot // size) * kv_heads + head
-                k = load_i64(d + W_K) + t * load_i64(d + W_K_ROW) + head * load_i64(d + W_K_HEAD)
-                v = load_i64(d + W_V) + t * load_i64(d + W_V_ROW) + head * load_i64(d + W_V_HEAD)
-                keys = load_i64(d + W_K_PAGES) + 4 * (plane * head_dim * size + slot % size)
-                values = load_i64(d + W_V_PAGES) + 4 * padded * (plane * size + slot % size)
-                for i in range(head_dim):
-                    store_f32(keys + 4 * size * i, load_f32(k + 4 * i))
-                    store_f32(values + 4 * i, load_f32(v + 4 * i))
-        first = fetch_add(d + TICKET, LANES)
+KERNELS = (_attention, *kv_cache.KERNELS)
 
-
-KERNELS = (_attention, _write)
+write_kv = kv_cache.write_kv
 
 
 def paged_attention(
@@ -329,9 +318,9 @@ def paged_attention(
     softcap: float | None,
 ) -> Tensor:
     """See `gossamer.kernels.attention.paged_attention`."""
-    _require_fp32(("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
-    _require_contiguous_pages(k_pages, v_pages)
-    _require_int32(
+    require_fp32(("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
+    require_contiguous(k_pages=k_pages, v_pages=v_pages)
+    require_int32(
         ("page_table", page_table), ("query_start", query_start), ("context_len", context_len)
     )
     tokens, heads, head_dim = q.shape
@@ -353,39 +342,3 @@ def paged_attention(
     if d[FAILED // 8]:
         raise IndexRangeError("page_table, query_start or context_len", pages)
     return out
-
-
-def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    """See `gossamer.kernels.attention.write_kv`."""
-    _require_fp32(("k", k), ("v", v), ("k_pages", k_pages), ("v_pages", v_pages))
-    _require_contiguous_pages(k_pages, v_pages)
-    pages, kv_heads, head_dim, page_size = k_pages.shape
-    slots = slots if slots.is_contiguous() else slots.contiguous()
-    d = descriptor(
-        (0, 0, 0, k.data_ptr(), 4 * k.stride(0), 4 * k.stride(1), v.data_ptr(), 4 * v.stride(0),
-         4 * v.stride(1), slots.data_ptr(), len(slots), kv_heads, head_dim, v_pages.shape[3],
-         page_size, pages * page_size, k_pages.data_ptr(), v_pages.data_ptr())
-    )  # fmt: skip
-    _write.launch(d, 1 if len(slots) < SERIAL_WRITE_ROWS else max_threads())
-    if d[FAILED // 8]:
-        raise IndexRangeError("slots", pages * page_size)
-
-
-def _require_fp32(*tensors: tuple[str, Tensor]) -> None:
-    for name, tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            raise ShapeError(name, "float32 on the CPU", (tensor.dtype, tensor.device))
-        if tensor.stride(-1) != 1:
-            raise ShapeError(name, "contiguous in its last dimension", tensor.stride())
-
-
-def _require_contiguous_pages(k_pages: Tensor, v_pages: Tensor) -> None:
-    if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
-        raise ShapeError("k_pages and v_pages", "contiguous", (k_pages.stride(), v_pages.stride()))
-
-
-def _require_int32(*tensors: tuple[str, Tensor]) -> None:
-    for name, tensor in tensors:
-        if tensor.dtype is not torch.int32 or tensor.stride(-1) != 1:
-            expected = "int32, contiguous in its last dimension"
-            raise ShapeError(name, expected, (tensor.dtype, tensor.stride()))
