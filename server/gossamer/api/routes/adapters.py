@@ -1,0 +1,141 @@
+"""`/v1/adapters`: upload, list, show, download, roll back, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from starlette.responses import Response
+
+from gossamer.api.context import context_of
+from gossamer.api.documented import errors
+from gossamer.api.download import FileReply
+from gossamer.api.errors import model_not_found
+from gossamer.api.model_string import parse_ref
+from gossamer.api.schemas.adapters import (
+    UPLOAD_BODY,
+    AdapterDetails,
+    AdapterList,
+    RollbackRequest,
+    TenantUsage,
+    UploadedVersion,
+    adapter_details,
+    adapter_summary,
+    uploaded_version,
+)
+from gossamer.api.schemas.replies import Deleted
+from gossamer.api.services import Services, ServicesOf
+from gossamer.api.strict import StrictRoute
+from gossamer.api.upload import receive_upload
+from gossamer.store.catalog.names import Ref
+
+router = APIRouter(tags=["adapters"], route_class=StrictRoute)
+
+
+@router.post(
+    "/v1/adapters",
+    status_code=201,
+    responses=errors(408, 409, 413, 422, 429, 507),
+    openapi_extra=UPLOAD_BODY,
+)
+async def upload_adapter(request: Request, services: ServicesOf) -> UploadedVersion:
+    """Upload an adapter file as a new version of a name.
+
+    A file that says the same as the current or the newest version makes no new version.
+    """
+    tenant = context_of(request.scope).tenant
+    limits, workers = services.settings.limits, services.workers
+    with services.admission.upload(tenant):
+        spool = await workers.file(services.catalog.spool)
+        try:
+            order = await receive_upload(request, spool, workers, limits.form_fields)
+            version = await workers.file(
+                services.catalog.upload, tenant, order.name, spool, activate=order.activate
+            )
+        finally:
+            await workers.file(spool.discard)
+    return uploaded_version(version, services.engine.resident())
+
+
+@router.get("/v1/adapters", responses=errors())
+async def list_adapters(request: Request, services: ServicesOf) -> AdapterList:
+    """All adapters of the tenant, with their versions."""
+    tenant = context_of(request.scope).tenant
+    adapters = await services.workers.query(services.catalog.list, tenant)
+    usage = await services.workers.query(services.catalog.usage, tenant)
+    limits, resident = services.settings.limits, services.engine.resident()
+    return AdapterList(
+        data=[adapter_summary(adapter, resident) for adapter in adapters],
+        usage=TenantUsage(
+            adapters=usage.adapters,
+            max_adapters=limits.adapters_per_tenant,
+            bytes=usage.stored_bytes,
+            max_bytes=limits.adapter_bytes_per_tenant,
+        ),
+    )
+
+
+@router.get(
+    "/v1/adapters/{name:path}/content",
+    responses=errors(404, 409)
+    | {200: {"content": {"application/octet-stream": {}}, "description": "The adapter file."}},
+    response_class=Response,
+)
+async def download_adapter(name: str, request: Request, services: ServicesOf) -> Response:
+    """The stored file of a version (`sql`, `sql:3`, `sql@sha256:…`), byte for byte."""
+    ref = parse_ref(name)
+    opening = services.catalog.download(context_of(request.scope).tenant, ref)
+    stored = await services.workers.file(opening.__enter__)
+    return FileReply(opening, stored, services.workers)
+
+
+@router.post("/v1/adapters/{name:path}/rollback", responses=errors(404, 408, 409, 413))
+async def roll_back_adapter(
+    name: str,
+    request: Request,
+    services: ServicesOf,
+    body: Annotated[RollbackRequest | None, Body()] = None,
+) -> UploadedVersion:
+    """Make another version the current one: the one given, or the one before."""
+    tenant, ref = _own(name, request)
+    to = body.version if body is not None else None
+    version = await services.workers.query(services.catalog.rollback, tenant, ref.name, to)
+    return uploaded_version(version, services.engine.resident())
+
+
+@router.get("/v1/adapters/{name:path}", responses=errors(404))
+async def show_adapter(name: str, request: Request, services: ServicesOf) -> AdapterDetails:
+    """An adapter with its versions and their modules."""
+    tenant, ref = _own(name, request)
+    adapter = await services.workers.query(services.catalog.show, tenant, ref.name)
+    return adapter_details(adapter, services.engine.resident())
+
+
+@router.delete("/v1/adapters/{name:path}", responses=errors(404, 409))
+async def delete_adapter(name: str, request: Request, services: ServicesOf) -> Deleted:
+    """Delete an adapter, or one version of it (`sql:3`)."""
+    await delete(name, request, services)
+    return Deleted(id=name, object="adapter")
+
+
+async def delete(name: str, request: Request, services: Services) -> None:
+    """Delete what `name` refers to.
+
+    Raises:
+        ApiError: 404
+        CatalogError: 409 for the current version of several.
+    """
+    tenant, ref = _own(name, request, versions=True)
+    which: int | str | None = ref.number if ref.number is not None else ref.tag
+    await services.workers.query(services.catalog.delete, tenant, ref.name, which)
+
+
+def _own(name: str, request: Request, *, versions: bool = False) -> tuple[str, Ref]:
+    """The tenant, and the reference to an adapter of its own. Anybody else's is not there."""
+    tenant = context_of(request.scope).tenant
+    ref = parse_ref(name)
+    foreign = ref.tenant is not None and ref.tenant != tenant
+    version: Any = (ref.number, ref.tag) != (None, None)
+    if foreign or ref.digest is not None or (version and not versions):
+        raise model_not_found(name)
+    return tenant, ref

@@ -1,0 +1,133 @@
+"""Everything the routes use, put together in one place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from fastapi import Depends
+from starlette.requests import Request
+
+from gossamer.api.admission import Admission
+from gossamer.api.constraints import Constraints
+from gossamer.api.lifecycle import Lifecycle
+from gossamer.api.mailbox import Postbox
+from gossamer.api.metrics import EngineMetrics, Metrics
+from gossamer.api.mixes import Mixes
+from gossamer.api.prompts import Prompts
+from gossamer.api.settings import Settings
+from gossamer.api.tokens import TokenText
+from gossamer.api.workers import Workers
+from gossamer.base.fetch import Progress
+from gossamer.base.load import BaseFiles, load_model, load_tokenizer
+from gossamer.base.patch_map import adapter_table
+from gossamer.base.sources import open_base
+from gossamer.engine.client import Engine
+from gossamer.engine.config import EngineConfig
+from gossamer.store.catalog.door import Catalog
+from gossamer.store.catalog.opening import Store
+from gossamer.store.catalog.views import BaseInfo, StoreLimits
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one server. Made by `build`; the application starts and stops them."""
+
+    settings: Settings
+    base: BaseFiles
+    engine: Engine
+    store: Store
+    prompts: Prompts
+    tokens: TokenText
+    constraints: Constraints
+    mixes: Mixes
+    admission: Admission
+    workers: Workers
+    metrics: Metrics
+    postbox: Postbox = field(default_factory=Postbox)
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def catalog(self) -> Catalog:
+        """The one door to adapters."""
+        return self.store.catalog
+
+
+def build(settings: Settings, *, progress: Progress | None = None) -> Services:
+    """Open the base and the store, and load the model. Blocks; nothing is started yet.
+
+    Raises:
+        BaseModelError: the base cannot be had or loaded.
+        UnsupportedModel: the base cannot be served right.
+        AlreadyOwned, RegistryTooNew, KeySecretUnsafe: the data folder is another server's, or for
+            a later release, or not safe.
+    """
+    data_dir = settings.data_dir.expanduser().resolve()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    base = open_base(settings.base, data_dir, progress=progress)
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    limits = settings.limits
+    store = Store(
+        data_dir,
+        BaseInfo(base.name, base.fingerprint, adapter_table(model)),
+        owner=True,
+        database_url=settings.database_url,
+        blobs_url=settings.blobs_url,
+        limits=StoreLimits(
+            adapters=limits.adapters_per_tenant, stored_bytes=limits.adapter_bytes_per_tenant
+        ),
+        upload_bytes=limits.adapter_bytes,
+    )
+    engine = Engine(
+        model, tokenizer, store.catalog.open, engine_config(settings), fingerprint=base.fingerprint
+    )
+    workers, metrics = Workers(), Metrics()
+    admission = Admission(settings.max_rows, limits)
+    metrics.registry.register(EngineMetrics(engine, admission, base.name, settings.max_rows))
+    return Services(
+        settings=settings,
+        base=base,
+        engine=engine,
+        store=store,
+        prompts=Prompts(tokenizer, engine.context_length, limits.template_seconds),
+        tokens=TokenText(tokenizer),
+        constraints=Constraints(
+            tokenizer,
+            engine.vocab_size,
+            engine.eos,
+            limits.grammar_seconds,
+            limits.queue_seconds,
+        ),
+        mixes=Mixes(store.catalog, workers, base.name, limits.merge_members),
+        admission=admission,
+        workers=workers,
+        metrics=metrics,
+    )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The part of the settings that is the engine's."""
+    return EngineConfig(
+        max_rows=settings.max_rows,
+        # Admission counts what waits; this bound only catches what it would miss.
+        max_waiting=2 * settings.limits.queued,
+        memory_bytes=settings.memory_bytes,
+        page_size=settings.page_size,
+        max_step_tokens=settings.max_step_tokens,
+        max_members=settings.limits.merge_members,
+        queue_timeout=settings.limits.queue_seconds,
+    )
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that the request came to."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,102 @@
+"""What an operator can set: read once at the door, frozen, passed down.
+
+Every field can be given as an environment variable: `GOSSAMER_PORT=9000`, or
+`GOSSAMER_LIMITS__JSON_BYTES=1048576` for a nested one. Nothing below this module reads the
+environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Bytes = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Limits(BaseModel):
+    """What one request, one tenant and one connection may ask for. Bytes, seconds, counts.
+
+    `queued` and `queued_per_tenant` count sequences (prompts × n) that have not begun;
+    `rows_at_once` is how many of them one request may have in the engine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # the body
+    json_bytes: Bytes = 8 << 20
+    adapter_bytes: Bytes = 512 << 20
+    header_bytes: Bytes = 64 << 10
+    headers: Count = 100
+    form_fields: Count = 8
+    # the request
+    choices: Count = 16
+    prompts: Count = 128
+    stop_strings: Count = 4
+    logprobs: Count = 20
+    logit_bias: Count = 300
+    merge_members: Count = 8
+    # the queue
+    queued: Count = 256
+    queued_per_tenant: Count = 64
+    rows_at_once: Count = 16
+    uploads: Count = 16
+    uploads_per_tenant: Count = 4
+    connections: Count = 1024
+    # time
+    header_seconds: Seconds = 15.0
+    json_body_seconds: Seconds = 30.0
+    body_gap_seconds: Seconds = 15.0
+    upload_seconds: Seconds = 600.0
+    queue_seconds: Seconds = 30.0
+    first_token_seconds: Seconds = 60.0
+    request_seconds: Seconds = 600.0
+    write_stall_seconds: Seconds = 30.0
+    keep_alive_seconds: Seconds = 75.0
+    grammar_seconds: Seconds = 2.0
+    template_seconds: Seconds = 2.0
+    # what a tenant may keep
+    adapters_per_tenant: Count = 100
+    adapter_bytes_per_tenant: Bytes = 4 << 30
+
+
+class Settings(BaseSettings):
+    """The server's configuration.
+
+    Attributes:
+        data_dir: holds the base models, the registry, the blobs and the key secret.
+        base: a known base's name, a Hugging Face directory or a GGUF file.
+        host, port: where to listen; port 0 takes a free one.
+        database_url, blobs_url: default to SQLite and a folder inside `data_dir`.
+        threads: of torch; None leaves its choice.
+        memory_bytes: one budget for KV pages and resident adapters.
+        max_rows: sequences that run at once.
+        max_step_tokens: most tokens of one engine step (prefill is cut to fit).
+        page_size: tokens of a KV page.
+        drain_seconds: how long running requests may take after SIGTERM.
+        first_tenant: whom the first admin key is made for.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GOSSAMER_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".gossamer")
+    base: str = "smollm2-135m"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    database_url: str | None = None
+    blobs_url: str | None = None
+    threads: Count | None = None
+    memory_bytes: Bytes = 4 << 30
+    max_rows: Count = 16
+    max_step_tokens: Count = 512
+    page_size: Count = 16
+    drain_seconds: Seconds = 30.0
+    first_tenant: Annotated[str, Field(min_length=1, max_length=128)] = "default"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: Limits = Limits()

@@ -1,0 +1,34 @@
+"""Threads for what blocks: the catalog and its files. Each kind has a few of its own, so that one
+cannot keep the others waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import anyio
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_QUERIES = 8
+_FILES = 4
+
+
+class Workers:
+    """Run blocking calls beside the event loop."""
+
+    def __init__(self) -> None:
+        self._queries = anyio.CapacityLimiter(_QUERIES)
+        self._files = anyio.CapacityLimiter(_FILES)
+
+    async def query(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Something short: a look into the registry."""
+        run = partial(call, *args, **kwargs)
+        return await anyio.to_thread.run_sync(run, limiter=self._queries)
+
+    async def file(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Something that reads, writes or checks an adapter file."""
+        run = partial(call, *args, **kwargs)
+        return await anyio.to_thread.run_sync(run, limiter=self._files)
