@@ -1,0 +1,140 @@
+"""What can go wrong with a training run.
+
+Every error says what happened, why, and what to do about it, as attributes, so that a caller may
+print the three lines one under another; the data they were made of is kept beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """A training run cannot start, or cannot go on.
+
+    Attributes:
+        what: what happened, one line.
+        why: the reason, one line.
+        remedy: what the user can do, one line.
+    """
+
+    def __init__(self, what: str, why: str, remedy: str) -> None:
+        super().__init__(what, why, remedy)
+        self.what = what
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}. {self.remedy}."
+
+
+class UnknownMethodError(TrainingError):
+    """There is no training method of that name."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"there is no training method {name!r}",
+            f"the methods are {', '.join(known)}",
+            "Give one of these names",
+        )
+        self.name = name
+        self.known = tuple(known)
+
+
+class ConfigError(TrainingError):
+    """A parameter of the run, or of its method, has a value that it cannot have.
+
+    Attributes:
+        field: the parameter's name; dotted below `parameters`.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(
+            f"the training parameter {field} cannot be used", problem, "Correct the parameter"
+        )
+        self.field = field
+        self.problem = problem
+
+
+class DataError(TrainingError):
+    """A training file does not hold what it should.
+
+    Attributes:
+        file: the file.
+        line: the line, counted from 1; None where the file as a whole is meant.
+        field: the path of the field in the line's object, like `messages[1].role`; None where the
+            line as a whole is meant.
+        problem: what is wrong there.
+    """
+
+    def __init__(
+        self, file: Path, problem: str, line: int | None = None, field: str | None = None
+    ) -> None:
+        where = [str(file)]
+        where += [] if line is None else [f"line {line}"]
+        where += [] if field is None else [field]
+        super().__init__(
+            f"the training data cannot be used ({', '.join(where)})",
+            problem,
+            'A line is {"prompt": …, "completion": …} or '
+            '{"messages": [{"role": …, "content": …}, …]}',
+        )
+        self.file = file
+        self.line = line
+        self.field = field
+        self.problem = problem
+
+
+class UnknownTargetError(TrainingError):
+    """A target matches no weight that an adapter may change."""
+
+    def __init__(self, target: str, available: Sequence[str]) -> None:
+        super().__init__(
+            f"the target {target!r} matches no weight of the base model",
+            f"its linear layers are called {', '.join(available)}",
+            "Name some of these, q, k, v, o, gate, up, down, all-linear, or re:<pattern>",
+        )
+        self.target = target
+        self.available = tuple(available)
+
+
+class DensityError(TrainingError):
+    """The targets have no room for that density, or it leaves them without a single position."""
+
+    def __init__(self, wanted: int, available: int, density: float, largest: float) -> None:
+        super().__init__(
+            f"the density {density:g} cannot be reached",
+            f"it asks for {wanted:,} positions, and the targets have {available:,} elements",
+            f"Give a density above 0 and up to {largest:.6g}, or more targets",
+        )
+        self.wanted = wanted
+        self.available = available
+        self.density = density
+        self.largest = largest
+
+
+class DivergedError(TrainingError):
+    """The loss, or a trained value, is no longer a finite number that an adapter may hold."""
+
+    def __init__(self, what: str, step: int, learning_rate: float) -> None:
+        super().__init__(
+            f"the training diverged at step {step}",
+            f"{what}; the learning rate is {learning_rate:g}",
+            "Lower the learning rate",
+        )
+        self.step = step
+        self.learning_rate = learning_rate
+
+
+class BaseChangedError(TrainingError):
+    """The base model is not bit for bit what it was before the run: a defect of this program."""
+
+    def __init__(self, before: str, after: str) -> None:
+        super().__init__(
+            "the training run changed the base model",
+            f"its fingerprint was {before[:16]}… before and is {after[:16]}… now",
+            "Discard the model in memory, load it again, and report this",
+        )
+        self.before = before
+        self.after = after

@@ -1,0 +1,65 @@
+"""Which weights a method works on: short names, layer names or a regular expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gossamer.training.errors import ConfigError, UnknownTargetError
+
+ALL_LINEAR = "all-linear"
+REGEX = "re:"
+
+#: Short name → the layers it stands for. A packed layer is one weight, so it is taken whole.
+SHORT_NAMES: dict[str, tuple[str, ...]] = {
+    "q": ("q_proj", "qkv_proj", "query_key_value"),
+    "k": ("k_proj", "qkv_proj", "query_key_value"),
+    "v": ("v_proj", "qkv_proj", "query_key_value"),
+    "o": ("o_proj", "out_proj"),
+    "gate": ("gate_proj", "gate_up_proj"),
+    "up": ("up_proj", "gate_up_proj"),
+    "down": ("down_proj",),
+}
+
+
+def match_targets(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The rows of `table` that `targets` names, in the table's order.
+
+    Args:
+        targets: `all-linear`; `re:` and a regular expression searched for in the weights' names; or
+            a comma-separated list of short names (`SHORT_NAMES`) and names of layers (`o_proj`).
+        table: base weight name → (out_features, in_features).
+
+    Raises:
+        UnknownTargetError: an item matches nothing.
+        ConfigError: the list is empty, or the regular expression is none.
+    """
+    if targets.startswith(REGEX):
+        return _search(targets, table)
+    items = [item.strip() for item in targets.split(",") if item.strip()]
+    if not items:
+        raise ConfigError("parameters.targets", "it is empty")
+    chosen: set[str] = set()
+    for item in items:
+        layers = SHORT_NAMES.get(item, (item,))
+        found = {name for name in table if item == ALL_LINEAR or _layer(name) in layers}
+        if not found:
+            raise UnknownTargetError(item, sorted({_layer(name) for name in table}))
+        chosen |= found
+    return {name: shape for name, shape in table.items() if name in chosen}
+
+
+def _search(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    try:
+        pattern = re.compile(targets.removeprefix(REGEX))
+    except re.error as error:
+        raise ConfigError("parameters.targets", f"not a regular expression: {error}") from error
+    found = {name: shape for name, shape in table.items() if pattern.search(name)}
+    if not found:
+        raise UnknownTargetError(targets, sorted({_layer(name) for name in table}))
+    return found
+
+
+def _layer(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj.weight` → `q_proj`."""
+    return name.removesuffix(".weight").rpartition(".")[2]

@@ -1,0 +1,83 @@
+"""The training record: what an adapter says about how it came to be.
+
+JSON values only, and nothing that differs between two runs of the same config on one machine: no
+times, no paths, no memory. So the file of the adapter is the same byte for byte.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+
+from gossamer.training.config import TrainConfig
+from gossamer.training.loop import History
+from gossamer.training.methods import Selection
+
+#: The loss is kept at about this many steps at most, evenly spread.
+CURVE_POINTS = 64
+
+#: Settings that say where things lie or run, not what is computed.
+_NOT_RECORDED = {"data", "eval_data", "method", "parameters", "learning_rate", "seed"}
+
+
+def training_record(
+    config: TrainConfig,
+    selection: Selection,
+    history: History,
+    *,
+    learning_rate: float,
+    data: dict[str, Any],
+    base_fingerprint: str,
+    device: str,
+) -> dict[str, Any]:
+    """The record of a finished run, without the fields that `export` adds."""
+    parameters = config.parameters.model_dump(mode="json")
+    return {
+        "method": config.method,
+        "parameters": parameters,
+        "density": {
+            "value": parameters.get("density"),
+            "of": parameters.get("of"),
+            "nnz": selection.density.nnz,
+            "targets": selection.density.targets,
+            "model": selection.density.model,
+            "of_targets": selection.density.of_targets,
+            "of_model": selection.density.of_model,
+        },
+        "seed": config.seed,
+        "position_seeds": sorted(set(selection.seeds.values())),
+        "base_fingerprint": base_fingerprint,
+        "data": data,
+        "hyper_parameters": {
+            **config.model_dump(mode="json", exclude=_NOT_RECORDED),
+            "learning_rate": learning_rate,
+            "device": device,
+        },
+        "steps": len(history.losses),
+        "loss": _curve(history.losses),
+        "evaluations": [
+            {"step": e.step, "loss": e.loss, "token_accuracy": e.token_accuracy, "tokens": e.tokens}
+            for e in history.evaluations
+        ],
+        "versions": {
+            "gossamer": version("gossamer"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _curve(losses: list[float]) -> dict[str, Any]:
+    """First, last and mean of the last tenth, and the loss at evenly spread steps."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    stride = -(-len(losses) // CURVE_POINTS)
+    return {
+        "first": losses[0],
+        "last": losses[-1],
+        "mean_of_last_tenth": sum(tail) / len(tail),
+        "stride": stride,
+        "curve": [round(loss, 4) for loss in losses[::stride]],
+    }
