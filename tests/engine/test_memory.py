@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.engine.errors import StepFailed
-from gossamer.engine.memory import Memory, State
+from gossamer.engine.memory import Memory
 
 PAGE = 100
 
@@ -15,11 +14,7 @@ def memory(total: int = 1000) -> Memory[str]:
 
 
 def load(mem: Memory[str], key: str, nbytes: int) -> bool:
-    entry = mem.begin(key)
-    if not mem.reserve(entry, nbytes):
-        return False
-    mem.finish(entry, key.upper(), nbytes)
-    return True
+    return mem.add(key, key.upper(), nbytes)
 
 
 def test_the_least_recently_used_goes_first_whatever_its_kind() -> None:
@@ -56,10 +51,8 @@ def test_what_others_wait_for_is_kept() -> None:
     load(mem, "first", 400)
     load(mem, "second", 400)
     assert mem.available_bytes({"first"}) == 600
-    entry = mem.begin("third")
-    assert not mem.reserve(entry, 700, {"first"})
-    assert mem.reserve(entry, 600, {"first"})
-    mem.finish(entry, "", 600)
+    assert not mem.add("third", "", 700, {"first"})
+    assert mem.add("third", "", 600, {"first"})
     assert set(mem.resident()) == {"first", "third"}
 
 
@@ -72,19 +65,6 @@ def test_an_unpinned_adapter_makes_room_for_pages() -> None:
     assert mem.allocate() is not None
     assert mem.resident() == {}
     assert mem.counts.evictions == 1
-
-
-def test_a_failure_stays_until_it_is_cleared() -> None:
-    mem = memory()
-    entry = mem.begin("a")
-    mem.reserve(entry, 10)
-    mem.fail(entry, StepFailed("broken"))
-    assert mem.adapter_bytes == 0
-    found = mem.get("a")
-    assert found is not None
-    assert found.state is State.FAILED
-    mem.clear_failed("a")
-    assert mem.get("a") is None
 
 
 @given(
@@ -101,11 +81,7 @@ def test_the_ledger_always_adds_up_and_pins_hold(steps: list[tuple[str, int]]) -
         mem.tick()
         key = f"k{n}"
         if action == "load" and mem.get(key) is None:
-            if not load(mem, key, 90 * (n + 1)):
-                entry = mem.get(key)
-                assert entry is not None
-                mem.fail(entry, StepFailed("no room"))
-                mem.clear_failed(key)
+            assert load(mem, key, 90 * (n + 1)) == (key in mem.resident())
         elif action == "pin" and key in mem.resident():
             mem.pin(key)
             pinned.append(key)

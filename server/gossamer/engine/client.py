@@ -105,11 +105,11 @@ class Engine:
         self._loaders = ThreadPoolExecutor(
             config.loader_threads, thread_name_prefix="gossamer-load"
         )
-        residency = Residency(self._memory, source, runner.pack, self._loaders, self._wake)
+        self._residency = Residency(self._memory, source, runner.pack, self._loaders, self._wake)
         self._loop = Loop(
             config,
             self._memory,
-            residency,
+            self._residency,
             runner,
             may_fuse=config.fuse and model.dtype.itemsize == 4,
         )
@@ -161,6 +161,7 @@ class Engine:
             raise ShuttingDown(health.reason or "")
         self._check(request)
         self._claim(request)
+        self._residency.prefetch(request.mix)
         try:
             group = Group.of(
                 request,

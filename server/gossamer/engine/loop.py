@@ -137,7 +137,6 @@ class Loop:
         """Inbox, loads, one step. False when there was nothing to run."""
         while self._inbox:
             self._inbox.popleft()()
-        self._residency.poll()
         for sequence in list(self.scheduler.expired(time.monotonic())):
             waited = f"The request waited {self._config.queue_timeout:g} s without being started."
             self._fail_sequence(sequence, Overloaded(waited, 1.0))
@@ -159,7 +158,7 @@ class Loop:
         """
         self._set_fused(None)
         self._runner.forget_bound()
-        if not self.scheduler.waiting or not self._residency.idle or self._residency.has_news:
+        if not self.scheduler.waiting or not self._residency.idle:
             return False
         if self._unfused_before:
             first = self.scheduler.waiting[0]

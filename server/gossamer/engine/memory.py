@@ -1,8 +1,8 @@
 """One byte budget for KV pages and resident adapters. Plain Python, no tensors.
 
-An adapter (or what a mix was compiled to) is an *entry*. It is loading, resident or failed; it is
-pinned while a running row uses it. When memory is wanted, whatever was not used for longest goes,
-be it a cached KV page or an unpinned entry; and nothing goes unless that will be enough.
+An adapter in memory (or what a mix was compiled to) is an *entry*; it is pinned while a running row
+uses it. When memory is wanted, whatever was not used for longest goes, be it a cached KV page or an
+unpinned entry; and nothing goes unless that will be enough.
 """
 
 from __future__ import annotations
@@ -10,34 +10,22 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 from typing import Generic, TypeVar
 
-from gossamer.engine.errors import EngineError
 from gossamer.engine.pages import PagePool
 
 Payload = TypeVar("Payload")
 
 
-class State(Enum):
-    """Where an entry is on its way into memory."""
-
-    LOADING = "loading"
-    RESIDENT = "resident"
-    FAILED = "failed"
-
-
 @dataclass
 class Entry(Generic[Payload]):
-    """An adapter in memory, or on its way there. `nbytes` is reserved as soon as it is known."""
+    """An adapter in memory."""
 
     key: str
-    state: State = State.LOADING
-    nbytes: int = 0
+    payload: Payload
+    nbytes: int
+    stamp: int
     pins: int = 0
-    stamp: int = 0
-    payload: Payload | None = None
-    error: EngineError | None = None
 
 
 @dataclass
@@ -65,7 +53,7 @@ class Memory(Generic[Payload]):
 
     @property
     def adapter_bytes(self) -> int:
-        """Bytes reserved by entries."""
+        """Bytes of the entries."""
         return self._entry_bytes
 
     @property
@@ -124,47 +112,17 @@ class Memory(Generic[Payload]):
     # -- adapters
 
     def get(self, key: str) -> Entry[Payload] | None:
-        """The entry of that key, whatever its state."""
+        """The entry of that key, if it is in memory."""
         return self._entries.get(key)
 
-    def begin(self, key: str) -> Entry[Payload]:
-        """A new entry in state LOADING."""
-        entry: Entry[Payload] = Entry(key, stamp=self._clock)
-        self._entries[key] = entry
-        return entry
-
-    def reserve(self, entry: Entry[Payload], nbytes: int, keep: Collection[str] = ()) -> bool:
-        """Set room for an entry aside. False while what it would need is pinned or to be kept."""
+    def add(self, key: str, payload: Payload, nbytes: int, keep: Collection[str] = ()) -> bool:
+        """Take an adapter in. False while what it would need is pinned or to be kept."""
         if not self.make_room(nbytes, keep):
             return False
-        entry.nbytes = nbytes
+        self._entries[key] = Entry(key, payload, nbytes, self._clock)
         self._entry_bytes += nbytes
-        return True
-
-    def finish(self, entry: Entry[Payload], payload: Payload, nbytes: int) -> None:
-        """The entry is in memory; `nbytes` is its true size (at most what was reserved)."""
-        self._entry_bytes += nbytes - entry.nbytes
-        entry.nbytes, entry.payload, entry.state = nbytes, payload, State.RESIDENT
         self.counts.loads += 1
-        self.touch(entry)
-
-    def fail(self, entry: Entry[Payload], error: EngineError) -> None:
-        """The entry cannot be had. It stays, without bytes, until `clear_failed`."""
-        self._entry_bytes -= entry.nbytes
-        entry.nbytes, entry.payload = 0, None
-        entry.state, entry.error = State.FAILED, error
-        self.counts.load_failures += 1
-
-    def abandon(self, key: str) -> None:
-        """Forget an entry that is still loading and has no bytes."""
-        if self._entries[key].state is State.LOADING:
-            del self._entries[key]
-
-    def clear_failed(self, key: str) -> None:
-        """Forget a failure, so that the next request tries again."""
-        entry = self._entries.get(key)
-        if entry is not None and entry.state is State.FAILED:
-            del self._entries[key]
+        return True
 
     def touch(self, entry: Entry[Payload]) -> None:
         """Note a use."""
@@ -185,7 +143,7 @@ class Memory(Generic[Payload]):
 
     def resident(self) -> dict[str, int]:
         """Key → bytes of everything resident. May be called from any thread."""
-        return {e.key: e.nbytes for e in list(self._entries.values()) if e.state is State.RESIDENT}
+        return {e.key: e.nbytes for e in list(self._entries.values())}
 
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless the ledger adds up."""
@@ -194,13 +152,11 @@ class Memory(Generic[Payload]):
             raise RuntimeError("the adapters' bytes do not add up")
         if self.free_bytes < 0:
             raise RuntimeError("more memory is in use than there is")
-        if any(
-            e.pins < 0 or (e.pins and e.state is not State.RESIDENT) for e in self._entries.values()
-        ):
-            raise RuntimeError("an entry is pinned that is not resident")
+        if any(e.pins < 0 for e in self._entries.values()):
+            raise RuntimeError("an entry was unpinned more often than pinned")
 
     def _idle(self, entry: Entry[Payload]) -> bool:
-        return entry.state is State.RESIDENT and not entry.pins
+        return not entry.pins
 
     def _drop(self, entry: Entry[Payload]) -> None:
         del self._entries[entry.key]

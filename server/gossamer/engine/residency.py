@@ -1,19 +1,22 @@
 """Bringing adapters into memory beside the step, and saying what a mix needs there.
 
-A loader thread asks the source for a digest (or compiles a mix), the engine's thread sets room
-aside, a loader thread packs it into the device's layout. The step waits for none of it.
+A loader thread asks the source for a digest (or compiles a mix) and packs it into the device's
+layout; the engine's thread takes the result in when there is room. The step waits for none of it. A
+load begins when its request is submitted, not when the step under way ends: that saves half a step
+of the first token's time, on average.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 
 from gossamer.engine.errors import AdapterTooLarge, AdapterUnavailable, EngineError, Overloaded
-from gossamer.engine.memory import Entry, Memory, State
+from gossamer.engine.memory import Memory
 from gossamer.kernels import PackedDelta
 from gossamer.merge import Mix, compile_mix, method_named
 from gossamer.store.delta import DeltaSet
@@ -24,8 +27,12 @@ Source = Callable[[str], DeltaSet]
 Pack = Callable[[DeltaSet], dict[str, PackedDelta]]
 Applied = tuple[tuple[str, float], ...]
 
-#: Loads between their start and their end. What they have decoded lies outside the budget.
+#: Loads between their start and their end. What they have packed lies outside the budget.
 _IN_FLIGHT = 2
+
+#: Schedules in which nobody asked for a finished load before it is dropped. More than one, because
+#: its request may have been submitted after the inbox was last emptied.
+_PATIENCE = 3
 
 #: Sizes of adapters that were in memory once; a number each.
 _REMEMBERED = 4096
@@ -47,20 +54,16 @@ class Resident:
         return sum(delta.nbytes for delta in self.deltas.values())
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """The first half of a load: what is to be packed, and what a mix was compiled to."""
+@dataclass
+class _Load:
+    """One load, from its start until its result is taken or dropped.
 
-    deltas: DeltaSet | None
-    applied: Applied
-    nbytes: int
+    `result` is set by a loader thread, once. `unasked` counts the schedules, since then, in which
+    nobody asked for it.
+    """
 
-
-def _estimate(deltas: DeltaSet | None) -> int:
-    """Bytes an adapter will take, nearly: 8 an entry, and the tables of each weight."""
-    if deltas is None:
-        return 0
-    return sum(8 * d.nnz + 1024 for d in deltas.deltas.values())
+    result: Resident | EngineError | None = None
+    unasked: int = 0
 
 
 @lru_cache(maxsize=4096)
@@ -72,9 +75,8 @@ def _as_they_are(mix: Mix) -> Applied:
 class Residency:
     """The gate of the scheduler: starts loads, answers whether a mix can run, pins it.
 
-    A load moves on only when a waiting request asks for it (`ready`): decoded in a loader thread,
-    then room is set aside, then packed. What finds no room is dropped and its size remembered, so
-    that it is read again only once there is room; nothing lies about half loaded.
+    What finds no room when it has been loaded is dropped and its size remembered, so that it is
+    read again only once there is room.
     """
 
     def __init__(
@@ -90,12 +92,17 @@ class Residency:
         self._pack = pack
         self._executor = executor
         self._wake = wake
-        self._in_flight = 0
-        self._arrived: deque[tuple[Entry[Resident], object]] = deque()  # appended by loader threads
-        self._decoded: dict[str, _Decoded] = {}
+        self._loads: dict[str, _Load] = {}
+        self._lock = threading.Lock()  # of `_loads`, for `prefetch`
+        self._asked: set[str] = set()
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._failed: list[str] = []
-        self._failed_before: list[str] = []
+
+    def prefetch(self, mix: Mix) -> None:
+        """Start what the mix lacks. From any thread; a hint, that may be dropped."""
+        if self._compiles(mix):
+            self._start(mix.digest, mix)
+        for member in mix.members:
+            self._start(member.digest, None)
 
     # -- what the scheduler asks
 
@@ -122,7 +129,7 @@ class Residency:
         """The keys that the mix needs in memory, as far as that is known."""
         if self._compiles(mix):
             entry = self._memory.get(mix.digest)
-            if entry is None or entry.payload is None:
+            if entry is None:
                 return [mix.digest]
             # A compiled mix without a correction is not among what it applies.
             return list({key: None for key, _ in entry.payload.applied} | {mix.digest: None})
@@ -149,42 +156,38 @@ class Residency:
     def resident(self, key: str) -> Resident:
         """A pinned entry's deltas."""
         entry = self._memory.get(key)
-        if entry is None or entry.payload is None:
+        if entry is None:
             raise RuntimeError(f"{key} is used but not resident")
         return entry.payload
 
     # -- what the loop does once a step
 
     @property
-    def has_news(self) -> bool:
-        """Whether a loader thread has finished something that `poll` has not seen."""
-        return bool(self._arrived)
+    def idle(self) -> bool:
+        """Whether nothing is being loaded and nothing that was loaded waits to be taken in."""
+        return not self._loads
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is being loaded."""
-        return not self._in_flight
-
-    def poll(self) -> None:
-        """Before scheduling: take in what the loader threads have finished."""
-        while self._arrived:
-            entry, result = self._arrived.popleft()
-            if isinstance(result, _Decoded):
-                self._decoded[entry.key] = result
-                continue
-            self._in_flight -= 1
-            if isinstance(result, Resident) and self._fits(entry, result):
-                self._memory.finish(entry, result, result.nbytes)
-            elif isinstance(result, EngineError):
-                self._fail(entry, result)
+    def has_news(self) -> bool:
+        """Whether a load has ended that nobody has asked for since."""
+        with self._lock:
+            return any(
+                load.result is not None and not load.unasked for load in self._loads.values()
+            )
 
     def settle(self) -> None:
-        """After scheduling: drop what nobody asks for any more, and failures that were seen."""
-        for key in list(self._decoded):
-            self._drop(key)
-        for key in self._failed_before:
-            self._memory.clear_failed(key)
-        self._failed_before, self._failed = self._failed, []
+        """After scheduling: drop what was loaded, or has failed, and nobody asks for any more."""
+        with self._lock:
+            ended = [key for key, load in self._loads.items() if load.result is not None]
+            for key in ended:
+                load = self._loads[key]
+                failed = isinstance(load.result, EngineError)
+                load.unasked += failed or key not in self._asked
+                # A failure is seen by everyone who waits for it in one schedule; the next request
+                # tries again.
+                if load.unasked >= (1 if failed and key in self._asked else _PATIENCE):
+                    del self._loads[key]
+        self._asked.clear()
 
     def no_room(self, mix: Mix) -> EngineError:
         """Why a request cannot start although nothing runs and nothing is being loaded."""
@@ -202,32 +205,37 @@ class Residency:
 
     def _present(self, key: str, mix: Mix | None, keep: Collection[str]) -> bool:
         entry = self._memory.get(key)
-        if entry is None:
-            self._start(key, mix, keep)
-        elif entry.error is not None:
-            raise entry.error
-        elif entry.state is State.RESIDENT:
+        if entry is not None:
             self._memory.touch(entry)
             return True
-        elif key in self._decoded:
-            self._set_aside(entry, keep)
-        return False
+        self._asked.add(key)
+        load = self._loads.get(key)
+        if load is None:
+            if self._memory.available_bytes(keep) >= self._sizes.get(key, 0):
+                self._start(key, mix)
+            return False
+        if isinstance(load.result, EngineError):
+            raise load.result
+        return load.result is not None and self._take_in(key, load.result, keep)
 
-    def _start(self, key: str, mix: Mix | None, keep: Collection[str]) -> None:
-        size = self._sizes.get(key, 0)
-        if self._in_flight < _IN_FLIGHT and self._memory.available_bytes(keep) >= size:
-            self._in_flight += 1
-            self._executor.submit(self._decode, self._memory.begin(key), mix)
+    def _start(self, key: str, mix: Mix | None) -> None:
+        with self._lock:
+            known = key in self._loads or self._memory.get(key) is not None
+            if not known and len(self._loads) < _IN_FLIGHT:
+                self._loads[key] = load = _Load()
+                self._executor.submit(self._load, key, mix, load)
 
-    def _set_aside(self, entry: Entry[Resident], keep: Collection[str]) -> None:
-        decoded = self._decoded[entry.key]
-        self._remember(entry.key, decoded.nbytes)
-        if decoded.nbytes > self._memory.total_bytes:
-            self._drop(entry.key)
-            raise AdapterTooLarge(entry.key, decoded.nbytes, self._memory.total_bytes)
-        if self._memory.reserve(entry, decoded.nbytes, keep):
-            del self._decoded[entry.key]
-            self._executor.submit(self._make_resident, entry, decoded)
+    def _take_in(self, key: str, resident: Resident, keep: Collection[str]) -> bool:
+        nbytes = resident.nbytes
+        self._sizes[key] = nbytes
+        self._sizes.move_to_end(key)
+        if len(self._sizes) > _REMEMBERED:
+            self._sizes.popitem(last=False)
+        with self._lock:
+            del self._loads[key]
+        if nbytes > self._memory.total_bytes:
+            raise AdapterTooLarge(key, nbytes, self._memory.total_bytes)
+        return self._memory.add(key, resident, nbytes, keep)
 
     def _check_total(self, mix: Mix, keys: list[str]) -> None:
         """A mix whose members do not fit together would evict its own members for ever."""
@@ -236,58 +244,22 @@ class Residency:
             if total > self._memory.total_bytes:
                 raise AdapterTooLarge(f"mix {mix.digest}", total, self._memory.total_bytes)
 
-    def _fits(self, entry: Entry[Resident], resident: Resident) -> bool:
-        """Whether the packed form, should it be larger than estimated, finds room after all."""
-        self._remember(entry.key, resident.nbytes)
-        if self._memory.make_room(max(0, resident.nbytes - entry.nbytes)):
-            return True
-        available = self._memory.available_bytes()
-        self._fail(entry, AdapterTooLarge(entry.key, resident.nbytes, available))
-        return False
-
-    def _remember(self, key: str, nbytes: int) -> None:
-        self._sizes[key] = nbytes
-        self._sizes.move_to_end(key)
-        if len(self._sizes) > _REMEMBERED:
-            self._sizes.popitem(last=False)
-
-    def _drop(self, key: str) -> None:
-        decoded = self._decoded.pop(key)
-        self._remember(key, decoded.nbytes)
-        self._memory.abandon(key)
-        self._in_flight -= 1
-
-    def _fail(self, entry: Entry[Resident], error: EngineError) -> None:
-        self._memory.fail(entry, error)
-        self._failed.append(entry.key)
-
-    def _decode(self, entry: Entry[Resident], mix: Mix | None) -> None:
-        """In a loader thread: read one adapter, or compile a mix from its members."""
-        result: _Decoded | EngineError
+    def _load(self, key: str, mix: Mix | None, load: _Load) -> None:
+        """In a loader thread: read and pack one adapter, or compile a mix from its members."""
+        result: Resident | EngineError
         try:
+            deltas: DeltaSet | None
+            applied: Applied = ()
             if mix is None:
-                deltas: DeltaSet | None = self._source(entry.key)
-                result = _Decoded(deltas, (), _estimate(deltas))
+                deltas = self._source(key)
             else:
                 compiled = compile_mix(mix, {m.digest: self._source(m.digest) for m in mix.members})
                 deltas = compiled.replaces or compiled.correction
-                own = ((entry.key, 1.0),)
-                applied = compiled.members + own if deltas is not None else compiled.members
-                result = _Decoded(deltas, applied, _estimate(deltas))
+                own = ((key, 1.0),) if deltas is not None else ()
+                applied = compiled.members + own
+            result = Resident(self._pack(deltas) if deltas is not None else {}, applied)
         except BaseException as cause:  # noqa: BLE001 - a panic in a native library is its own too
-            result = AdapterUnavailable(entry.key, cause)
-        self._post(entry, result)
-
-    def _make_resident(self, entry: Entry[Resident], decoded: _Decoded) -> None:
-        """In a loader thread: pack what was decoded."""
-        result: Resident | EngineError
-        try:
-            packed = self._pack(decoded.deltas) if decoded.deltas is not None else {}
-            result = Resident(packed, decoded.applied)
-        except BaseException as cause:  # noqa: BLE001 - a packing error is this adapter's own
-            result = AdapterUnavailable(entry.key, cause)
-        self._post(entry, result)
-
-    def _post(self, entry: Entry[Resident], result: object) -> None:
-        self._arrived.append((entry, result))
+            result = AdapterUnavailable(key, cause)
+            self._memory.counts.load_failures += 1
+        load.result = result
         self._wake()
