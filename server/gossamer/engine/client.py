@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gossamer import merge
 from gossamer.engine import probe
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.errors import (
@@ -28,6 +29,7 @@ from gossamer.engine.pages import root_key
 from gossamer.engine.residency import Residency, Resident, Source
 from gossamer.engine.runner import Geometry, Runner
 from gossamer.engine.text import TokenizerDecoder
+from gossamer.kernels import warm_up
 from gossamer.merge import METHODS
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class Engine:
         page_bytes = Geometry.of(model).page_bytes(config.page_size, model.dtype)
         self._memory: Memory[Resident] = Memory(config.memory_bytes, page_bytes, config.page_size)
         expected = probe.expected(model)
+        warm_up(config.kernels)
         runner = Runner(model, self._memory.pages.num_pages, config)
         probe.check(runner, expected)
         self._loaders = ThreadPoolExecutor(
@@ -125,6 +128,7 @@ class Engine:
     def start(self) -> None:
         """Start the engine's thread."""
         self._refusing = None
+        self._loaders.submit(merge.warm_up)
         self._thread.start()
 
     def drain(self, timeout: float) -> None:
