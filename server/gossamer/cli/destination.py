@@ -1,0 +1,166 @@
+"""Where a trained adapter goes: a file, the data folder's catalog, a server; looked at before the
+training begins, because a mistake that shows after it costs all of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from gossamer.api.settings import Settings
+    from gossamer.base.load import BaseFiles
+    from gossamer.cli.output import Output
+    from gossamer.store.catalog.opening import Store
+    from gossamer.training.run import TrainResult
+
+
+@dataclass(eq=False)
+class Destination:
+    """What to do with a result.
+
+    Attributes:
+        settings: whose data folder and databases are meant.
+        push: the adapter's name, when it is to be kept.
+        out: the file, when it is to be written.
+        tenant: whose adapter it is, in the data folder.
+        activate: whether the bare name means it from then on.
+        url, key: the server to push to; None is the data folder.
+    """
+
+    settings: Settings
+    push: str | None
+    out: Path | None
+    tenant: str
+    activate: bool
+    url: str | None
+    key: str
+    base: BaseFiles | None = None
+
+    def check(self, base: BaseFiles) -> None:
+        """Whether a result for `base` can go there.
+
+        Raises:
+            CommandError, CatalogError
+        """
+        self.base = base
+        if self.out is not None:
+            _check_file(self.out)
+        if self.push is None:
+            return
+        if self.url is not None:
+            self._check_server(self.url, base)
+        else:
+            with self._store():
+                pass
+
+    def keep(self, result: TrainResult, output: Output) -> dict[str, Any]:
+        """Put it there; what programs are told of it."""
+        kept: dict[str, Any] = {"file": None, "bytes": None, "version": None}
+        with tempfile.TemporaryDirectory(prefix="gossamer-train-") as folder:
+            file = Path(folder) / "adapter.safetensors" if self.out is None else self.out
+            result.save(file)
+            kept["bytes"] = file.stat().st_size
+            if self.out is not None:
+                kept["file"] = str(file)
+            if self.push is not None:
+                kept["version"] = self._push(self.push, file, output)
+        return kept
+
+    def _push(self, name: str, file: Path, output: Output) -> dict[str, Any]:
+        if self.url is not None:
+            from gossamer.cli.adapters import push_file
+            from gossamer.cli.remote import Server
+
+            with Server(self.url, self.key) as server:
+                return push_file(server, name, file, output, activate=self.activate)
+        with self._store() as store:
+            version = store.catalog.upload(self.tenant, name, file, activate=self.activate)
+        return {
+            "id": version.label,
+            "name": version.name,
+            "version": version.number,
+            "digest": version.digest,
+            "bytes": version.nbytes,
+            "nnz": version.nnz,
+            "density": version.density,
+            "current": version.current,
+            "warnings": list(version.warnings),
+        }
+
+    def _store(self) -> Store:
+        """The data folder, beside a server that may run on it; the tenant is there."""
+        from gossamer.store.catalog.names import check_new_name
+        from gossamer.store.catalog.opening import Store
+        from gossamer.store.catalog.views import BaseInfo, StoreLimits
+        from gossamer.store.registry.tenants import ensure_tenant, lock_tenant
+
+        if self.base is None or self.push is None:
+            raise RuntimeError("check comes first")
+        check_new_name(self.push, self.base.name)
+        limits = self.settings.limits
+        store = Store(
+            self.settings.data_dir.expanduser().resolve(),
+            BaseInfo(self.base.name, self.base.fingerprint, base_table(self.base)),
+            database_url=self.settings.database_url,
+            blobs_url=self.settings.blobs_url,
+            limits=StoreLimits(
+                adapters=limits.adapters_per_tenant, stored_bytes=limits.adapter_bytes_per_tenant
+            ),
+            upload_bytes=limits.adapter_bytes,
+        )
+        try:
+            with store.registry.write() as session:
+                if self.tenant == self.settings.first_tenant:
+                    # the server would make it at its first start
+                    ensure_tenant(session, self.tenant, datetime.now(UTC))
+                else:
+                    lock_tenant(session, self.tenant)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _check_server(self, url: str, base: BaseFiles) -> None:
+        from gossamer.cli.remote import Server
+
+        with Server(url, self.key) as server:
+            served = server.call("GET", "/version")
+        if served.get("base_fingerprint") != base.fingerprint:
+            raise CommandError(
+                "The server runs another base model.",
+                f"It serves {served.get('base')} ({str(served.get('base_fingerprint'))[:16]}…), "
+                f"and {base.name} is {base.fingerprint[:16]}….",
+                "Train on the server's base with --base.",
+            )
+
+
+def base_table(base: BaseFiles) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the weights that an adapter may change, without loading any."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gossamer.base.patch_map import adapter_table
+
+    config = AutoConfig.from_pretrained(base.path, local_files_only=True)
+    with torch.device("meta"):
+        return adapter_table(AutoModelForCausalLM.from_config(config))
+
+
+def _check_file(file: Path) -> None:
+    if file.exists():
+        raise CommandError(
+            f"{file} is there already.", "A file is not replaced unasked.", "Give another --out."
+        )
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise CommandError(
+            f"{file} cannot be written.",
+            f"{folder} is {'not writable' if folder.is_dir() else 'no folder'}.",
+            "Give another --out.",
+        )

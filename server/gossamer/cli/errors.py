@@ -1,0 +1,121 @@
+"""What a command says when it cannot do its work: three lines, and an exit code.
+
+0    done
+1    it could not be done: what happened, why, and what to do, on standard error
+2    the command was not typed right
+130  interrupted
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class CommandError(Exception):
+    """A command failed in a way that its user can do something about.
+
+    Attributes:
+        what: happened, one line.
+        why: one line.
+        remedy: what to do about it, one line.
+        code: the exit code.
+    """
+
+    def __init__(self, what: str, why: str, remedy: str, *, code: int = FAILURE) -> None:
+        super().__init__(what, why, remedy)
+        self.what, self.why, self.remedy, self.code = what, why, remedy, code
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in (self.what, self.why, self.remedy) if line)
+
+
+def command_error(error: BaseException) -> CommandError | None:
+    """`error` in three lines, or None when it is none of those that a user can cause.
+
+    The other rooms' errors know what happened and why; what to do about it on a command line is
+    told here, in one table. Rooms are imported now, not before: only a failure needs them.
+    """
+    if isinstance(error, CommandError):
+        return error
+    if hasattr(error, "exit_code"):  # typer's own ways to end
+        return None
+    # The errors of a base and of a training run carry the three lines themselves.
+    lines = [getattr(error, name, None) for name in ("what", "why", "remedy")]
+    if type(error).__module__.startswith("gossamer.") and all(isinstance(x, str) for x in lines):
+        return CommandError(*(_line(str(line)) for line in lines))
+    rows = _rows()
+    row = next((rows[cls] for cls in type(error).__mro__ if cls in rows), None)
+    return None if row is None else CommandError(*row(error))
+
+
+Row = Callable[[Any], tuple[str, str, str]]
+
+
+def _rows() -> dict[type[BaseException], Row]:
+    from sqlalchemy.exc import DBAPIError
+
+    from gossamer.engine.errors import UnsupportedModel
+    from gossamer.store.catalog import errors as catalog
+    from gossamer.store.errors import AdapterFileError
+
+    def because(what: str, remedy: str) -> Row:
+        return lambda error: (what, _line(str(error)), remedy)
+
+    return {
+        AdapterFileError: lambda e: (
+            "The adapter file was refused.",
+            _line(e.message) + (f" (tensor {e.tensor})" if e.tensor else ""),
+            "Make the file anew for this base model; docs/format.md says what is in it.",
+        ),
+        UnsupportedModel: lambda e: (
+            f"{e.architecture} cannot be served.",
+            _line(e.why),
+            "Use another base model.",
+        ),
+        catalog.TenantNotFound: lambda e: (
+            f"There is no tenant {e.tenant!r}.",
+            "Keys and adapters belong to a tenant that exists.",
+            "Give an existing one, or let `gossamer keys create --new-tenant` make it.",
+        ),
+        catalog.KeyNotFound: because("The key was not found.", "See `gossamer keys ls`."),
+        catalog.InvalidName: because("The name cannot be used.", "Use a-z, 0-9, '.', '_', '-'."),
+        catalog.ReservedName: because("The name cannot be used.", "Choose another name."),
+        catalog.AlreadyOwned: because(
+            "The data folder is in use.", "Stop that server, or give another --data-dir."
+        ),
+        catalog.RegistryTooNew: because(
+            "The registry cannot be read.", "Upgrade gossamer, or give another --data-dir."
+        ),
+        catalog.RegistryBusy: because("The registry is locked.", "Try again in a moment."),
+        catalog.KeySecretUnsafe: because(
+            "The key secret cannot be used.", "Correct the file as the line above says."
+        ),
+        catalog.StoreFull: because("The disk is full.", "Make room, then try again."),
+        catalog.QuotaExceeded: because(
+            "The tenant's quota is used up.", "Delete what is no longer needed."
+        ),
+        catalog.CatalogError: because(
+            "The store refused it.", "`gossamer doctor` looks for the cause."
+        ),
+        DBAPIError: lambda e: (
+            "The registry cannot be used.",
+            _line(str(e.orig)),
+            "`gossamer doctor` looks for the cause.",
+        ),
+        sqlite3.Error: because(
+            "The registry cannot be used.", "`gossamer doctor` looks for the cause."
+        ),
+        OSError: lambda e: (
+            "A file or folder cannot be used.",
+            _line(f"{e.filename}: {e.strerror}" if e.filename else str(e)),
+            "Check the path and its permissions.",
+        ),
+    }
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

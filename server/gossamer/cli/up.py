@@ -1,0 +1,113 @@
+"""`gossamer up`: run the server."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gossamer.cli.errors import CommandError
+from gossamer.cli.options import AsJson, Base, DataDir, Port, load_settings, parse_size
+from gossamer.cli.output import Output
+
+if TYPE_CHECKING:
+    from gossamer.api.serve import Listening
+    from gossamer.api.settings import Settings
+
+
+def up(
+    base: Base = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on.  [env var: GOSSAMER_HOST; default: 127.0.0.1]",
+        ),
+    ] = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="For KV pages and adapters together, like 4GiB.  "
+            "[env var: GOSSAMER_MEMORY_BYTES; default: 4GiB]",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            min=1,
+            help="Threads of one matrix product.  "
+            "[env var: GOSSAMER_THREADS; default: torch's choice]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the server until it is told to stop.
+
+    Prints the address it listens on and, at the first start on a data folder, the admin key: once,
+    and never again. SIGTERM or Ctrl-C lets running requests finish; a second one does not. Logs go
+    to standard error, one JSON object a line. Every other setting is an environment variable
+    (docs/api.md).
+    """
+    output = Output(as_json)
+    settings = load_settings(
+        base=base,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        memory_bytes=None if memory is None else parse_size(memory),
+        threads=threads,
+    )
+    output.note(f"Starting with the base model {settings.base} …")
+    raise typer.Exit(_serve(settings, output))
+
+
+def _serve(settings: Settings, output: Output) -> int:
+    from gossamer.api.logs import configure_logging
+    from gossamer.api.serve import listen, serve
+    from gossamer.cli.bars import base_stages
+
+    try:
+        # before the base is loaded, which takes seconds, or fetched, which takes minutes
+        listen(settings.host, settings.port).close()
+    except OSError as error:
+        raise CommandError(
+            f"The server cannot listen on {settings.host}:{settings.port}.",
+            error.strerror or str(error),
+            "Give another --host or --port; --port 0 takes a free one.",
+        ) from error
+    configure_logging(settings.log_level)
+    with ExitStack() as bars:
+        progress = bars.enter_context(base_stages(output))
+
+        def ready(listening: Listening) -> None:
+            bars.close()
+            _tell(settings, listening, output)
+
+        return serve(settings, on_ready=ready, progress=progress)
+
+
+def _tell(settings: Settings, listening: Listening, output: Output) -> None:
+    key = listening.first_key
+    text = f"Listening on {listening.url}"
+    if key is not None:
+        text += (
+            f"\nAdmin key of the tenant {key.info.tenant}, shown this once: {key.text}"
+            "\n\nFor the other commands:"
+            f"\n  export GOSSAMER_URL={listening.url} GOSSAMER_API_KEY={key.text}"
+        )
+    document = {
+        "event": "listening",
+        "url": listening.url,
+        "base": settings.base,
+        "data_dir": str(settings.data_dir.expanduser().resolve()),
+        "pid": os.getpid(),
+        "key": None if key is None else key.text,
+        "tenant": None if key is None else key.info.tenant,
+    }
+    output.result(document, text)

@@ -1,0 +1,93 @@
+"""`gossamer up`: a real process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.running import Live, environment, run, run_json, up
+
+
+def test_it_listens_and_its_key_works(live: Live) -> None:
+    assert httpx.get(f"{live.url}/health/ready").status_code == 200
+    headers = {"authorization": f"Bearer {live.key}"}
+    models = httpx.get(f"{live.url}/v1/models", headers=headers).json()
+    assert models["data"][0]["id"] == "base"
+    assert httpx.get(f"{live.url}/v1/models").status_code == 401
+
+
+def test_people_read_the_address_and_once_the_key(
+    tiny_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    process = subprocess.Popen(
+        up(tiny_dir("llama"), data),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(GOSSAMER_LOG_LEVEL="warning", GOSSAMER_MEMORY_BYTES=str(64 << 20)),
+    )
+    with process:
+        assert process.stdout is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert first.startswith("Listening on http://127.0.0.1:")
+    assert "shown this once: sk-" in second
+    assert process.returncode == 0
+    assert "\x1b" not in stderr, "no bars without a terminal"
+    for line in stderr.splitlines()[1:]:
+        json.loads(line)
+    key = second.split()[-1]
+    assert [k["id"] for k in run_json("keys", "ls", "--data-dir", data)] == [key.split("-")[1]]
+
+
+def test_a_later_start_shows_no_key_and_keys_made_beside_it_work(live: Live) -> None:
+    assert live.said["key"] is None
+    made = run_json("keys", "create", "--data-dir", live.data_dir)["key"]
+    listed = ("adapters", "ls", "--url", live.url, "--key")
+    assert run(*listed, made).exit_code == 0
+    run_json("keys", "revoke", made, "--data-dir", live.data_dir)
+    assert run(*listed, made).exit_code == 1
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """`up` takes the process's logging for itself."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_data_folder_that_another_server_has(live: Live, tiny_dir: Callable[..., Path]) -> None:
+    result = run(*up(tiny_dir("llama"), live.data_dir)[1:])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "The data folder is in use." in result.stderr
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    result = run(*up(Path("no-such-model"), tmp_path)[1:])
+    assert result.exit_code == 1
+    assert "no-such-model" in result.stderr
+
+
+def test_an_address_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("up", "--port", port, "--data-dir", tmp_path)
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "--port 0" in result.stderr
