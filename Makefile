@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -26,8 +27,10 @@ demo: $(STAMP) ## train two adapters, serve them, and ask four models in one bat
 serve: $(STAMP) ## start the server on the default base model
 	$(BIN)/gossamer up
 
+# One thread a process: the models of the tests are tiny, and two processes that spin on two cores
+# for each other cost four times as much.
 test: $(STAMP) ## the test suite (at most 10 minutes on 2 cores)
-	$(BIN)/pytest -m "not gate and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gate and not gpu" -n $(WORKERS) --dist loadfile
 
 gates: $(STAMP) ## the long gates: load, faults, kill -9
 	$(BIN)/pytest -m gate
