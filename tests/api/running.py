@@ -127,6 +127,7 @@ def running(
             for client in made.opened.values():
                 client.close()
         finally:
-            server.drain()
+            if thread.is_alive():
+                server.drain()
             thread.join(30)
             assert not thread.is_alive(), "the server did not stop"

@@ -115,6 +115,40 @@ def test_the_life_of_an_adapter(api: Running, tenant: str) -> None:
     assert [model.id for model in client.models.list()] == ["base"]
 
 
+def test_a_new_version_does_not_reach_a_request_that_is_under_way(
+    api: Running, tenant: str
+) -> None:
+    """Nor does a delete; and what the old one computed is not found by the next request."""
+    api.upload("sql", 51, tenant)
+    client = api.client(tenant)
+    prompt = "Two adapters may be merged into one with weights, and one batch may hold them all. "
+
+    def start(model: str) -> Iterator[Any]:
+        return iter(
+            client.completions.create(
+                model=model,
+                prompt=prompt,
+                temperature=0,
+                max_tokens=120,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+        )
+
+    def rest(stream: Iterator[Any]) -> str:
+        return "".join(chunk.choices[0].text for chunk in stream)
+
+    old = rest(start("sql"))
+    under_way = start("sql")
+    first = next(under_way).choices[0].text
+    api.upload("sql", 52, tenant)
+    client.models.delete("sql:1")
+    new = rest(start("sql"))
+    assert first + rest(under_way) == old
+    assert new != old
+    assert rest(start("sql")) == new
+
+
 def test_models_are_the_base_and_the_adapters(api: Running, tenant: str) -> None:
     client = api.client(tenant)
     digest = api.upload("sql", 15, tenant)["digest"]

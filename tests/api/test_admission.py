@@ -16,14 +16,27 @@ class Clock:
         return self.now
 
 
-def admission(**limits: int) -> tuple[Admission, Clock]:
+def admission(rows: int = 1, **limits: int) -> tuple[Admission, Clock]:
     clock = Clock()
-    return Admission(4, Limits(**limits), clock), clock
+    return Admission(rows, Limits(**limits), clock), clock
+
+
+def test_what_fits_the_rows_does_not_count_as_waiting() -> None:
+    places, _ = admission(rows=16, queued=10, queued_per_tenant=4)
+    tickets = [places.enter("acme", 1) for _ in range(20)]
+    with pytest.raises(ApiError):
+        places.enter("acme", 1)
+    for ticket in tickets[:16]:
+        ticket.begun(1)
+    with pytest.raises(ApiError):
+        places.enter("acme", 1)
+    tickets[0].leave()
+    places.enter("acme", 1)
 
 
 def test_a_tenant_is_refused_with_429_before_the_server_is_full() -> None:
     places, _ = admission(queued=10, queued_per_tenant=4)
-    places.enter("acme", 4)
+    places.enter("acme", 5)
     with pytest.raises(ApiError) as caught:
         places.enter("acme", 1)
     assert caught.value.status_code == 429
@@ -33,7 +46,7 @@ def test_a_tenant_is_refused_with_429_before_the_server_is_full() -> None:
 
 def test_a_full_server_answers_503() -> None:
     places, _ = admission(queued=6, queued_per_tenant=4)
-    places.enter("acme", 4)
+    places.enter("acme", 5)
     places.enter("b", 2)
     with pytest.raises(ApiError) as caught:
         places.enter("c", 1)
@@ -43,12 +56,11 @@ def test_a_full_server_answers_503() -> None:
     assert int(headers["retry-after-ms"]) >= 250
 
 
-def test_what_has_begun_does_not_wait() -> None:
-    places, _ = admission(queued=10, queued_per_tenant=4)
-    ticket = places.enter("acme", 4)
-    ticket.begun(3)
-    assert places.waiting == 1
-    places.enter("acme", 3)
+def test_a_tenant_whose_sequences_all_run_may_queue_behind_another_s() -> None:
+    places, _ = admission(rows=4, queued=10, queued_per_tenant=4)
+    places.enter("acme", 4).begun(4)
+    places.enter("b", 4)
+    places.enter("acme", 4)
     with pytest.raises(ApiError):
         places.enter("acme", 1)
 
@@ -64,13 +76,14 @@ def test_leaving_gives_back_what_still_waited_once() -> None:
     assert places.waiting == 2
     other.leave()
     assert (places.waiting, places.inside) == (0, 0)
+    places.enter("acme", 5)
 
 
 def test_the_wait_that_is_advised_grows_with_what_requests_take() -> None:
     places, clock = admission(queued=100, queued_per_tenant=50)
 
     def advised() -> int:
-        held = places.enter("acme", 50)
+        held = places.enter("acme", 51)
         try:
             places.enter("acme", 1)
         except ApiError as error:

@@ -96,6 +96,7 @@ def test_five_thousand_made_up_names_add_no_series(api: Running) -> None:
     with api.http() as http:
         for i in range(10):
             http.post("/v1/completions", json={"model": f"warm-{i}", "prompt": "x"})
+            http.get("/metrics")
         before = len(http.get("/metrics").text.splitlines())
         for i in range(5000):
             http.post("/v1/completions", json={"model": f"made-up-{i}", "prompt": "x"})

@@ -148,11 +148,31 @@ def test_a_drain_lets_requests_finish_and_ends_the_rest_with_an_error(mortal: Ru
         raise AssertionError("it still listens")
 
 
+def test_a_second_signal_ends_the_drain(api_base: Path, tmp_path: Path) -> None:
+    with running(api_base, tmp_path, drain_seconds=60.0) as server:
+        stream = iter(
+            server.client().completions.create(
+                model="base",
+                prompt="x",
+                stream=True,
+                max_tokens=1000,
+                extra_body={"ignore_eos": True},
+            )
+        )
+        next(stream)
+        start = time.monotonic()
+        server.server.drain()
+        time.sleep(0.2)
+        server.server.drain()
+        with pytest.raises(openai.APIError):
+            list(stream)
+        assert time.monotonic() - start < 10
+
+
 CHILD = textwrap.dedent(
     """
     import json, sys
     from pathlib import Path
-    from gossamer.api.logs import configure_logging
     from gossamer.api.serve import serve
     from gossamer.api.settings import Settings
 
@@ -160,7 +180,6 @@ CHILD = textwrap.dedent(
         key = listening.first_key
         print(json.dumps([listening.url, key.text if key else None]), flush=True)
 
-    configure_logging("info")
     settings = Settings(memory_bytes=64 << 20, port=0)
     code = serve(settings, on_ready=on_ready)
     print("ended", flush=True)

@@ -21,10 +21,11 @@ _SMOOTHING = 0.1
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's place in the queue, with `waiting` sequences that have not begun."""
+    """One request's place: so many `sequences`, of which `waiting` have not begun."""
 
     admission: Admission
     tenant: str
+    sequences: int
     waiting: int
     entered: float
 
@@ -53,13 +54,14 @@ class Admission:
         self._limits = limits
         self._clock = clock
         self._waiting: Counter[str] = Counter()
+        self._under_way = 0
         self._uploads: Counter[str] = Counter()
         self._inside: set[Ticket] = set()
         self._seconds = 1.0
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait, of all tenants."""
+        """Sequences that have not begun, of all tenants."""
         return self._waiting.total()
 
     @property
@@ -73,19 +75,23 @@ class Admission:
         Raises:
             ApiError: 429 when the tenant's queue is full, 503 when the server's is.
         """
-        mine, all_ = self._waiting[tenant], self.waiting
-        if mine + sequences > (most := self._limits.queued_per_tenant):
+        # What fits the engine's rows does not wait, though it may not have begun yet.
+        queued = self._under_way + sequences - self._rows
+        mine = min(self._waiting[tenant] + sequences, queued)
+        if mine > (most := self._limits.queued_per_tenant):
             raise rate_limited(
-                f"{mine} sequences of yours are waiting, of at most {most}; "
+                f"This would make {mine} waiting sequences of yours, of at most {most}; "
                 "retry when some have run.",
                 self._retry_after(mine),
             )
-        if all_ + sequences > (most := self._limits.queued):
+        if queued > (most := self._limits.queued):
             raise unavailable(
-                f"{all_} sequences are waiting, of at most {most}.", self._retry_after(all_)
+                f"This would make {queued} waiting sequences, of at most {most}.",
+                self._retry_after(queued),
             )
-        ticket = Ticket(self, tenant, sequences, self._clock())
+        ticket = Ticket(self, tenant, sequences, sequences, self._clock())
         self._waiting[tenant] += sequences
+        self._under_way += sequences
         self._inside.add(ticket)
         return ticket
 
@@ -102,6 +108,7 @@ class Admission:
             return
         self.begun(ticket, ticket.waiting)
         self._inside.remove(ticket)
+        self._under_way -= ticket.sequences
         self._seconds += _SMOOTHING * (self._clock() - ticket.entered - self._seconds)
 
     @contextmanager

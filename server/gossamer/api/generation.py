@@ -172,4 +172,5 @@ class Generation(Inbox):
 
 def prompts_at_once(limits: Limits, prompts: int, choices: int) -> int:
     """How many prompts of one request, of that many choices each, the engine gets at a time."""
-    return min(prompts, max(1, limits.rows_at_once // choices))
+    rows = min(limits.rows_at_once, limits.queued_per_tenant, limits.queued)
+    return min(prompts, max(1, rows // choices))

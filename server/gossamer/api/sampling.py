@@ -25,7 +25,8 @@ def check_limits(body: SamplingFields, limits: Limits, scoring: Scoring, vocab_s
         ApiError: 400
     """
     for field, value, most in (
-        ("n", body.n, limits.choices),
+        # more at once than may wait would be refused as too much for now, again and again
+        ("n", body.n, min(limits.choices, limits.queued_per_tenant, limits.queued)),
         ("stop", len(body.stop) if isinstance(body.stop, list) else 0, limits.stop_strings),
         ("logprobs", scoring.output, limits.logprobs),
         ("logit_bias", len(body.logit_bias or ()), limits.logit_bias),

@@ -8,12 +8,14 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from gossamer.api.app import create_app
+from gossamer.api.logs import configure_logging
 from gossamer.api.protocol import bounded
 from gossamer.api.services import Services, build
 from gossamer.api.settings import Settings
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: what uvicorn may take to flush the last answers, after the engine has drained
 _LAST_WRITES = 5
-_STARTED, _FAILED = 0, 3
+_ENDED, _FAILED = 0, 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ OnReady = Callable[[Listening], None]
 def serve(
     settings: Settings, *, on_ready: OnReady | None = None, progress: Progress | None = None
 ) -> int:
-    """Run the server until SIGTERM or SIGINT and return the exit code: 0 after an orderly end.
+    """Run the server until SIGTERM or SIGINT and return the exit code: 0 after an orderly end, 3
+    when it could not start. From then on the process logs JSON lines to standard error.
 
     At the first signal the server drains: it is not ready any more, answers new requests with a 503
     that says when to come again, and lets running ones finish for `settings.drain_seconds`; streams
@@ -55,11 +58,14 @@ def serve(
         OSError: the address cannot be listened on.
         what `gossamer.api.services.build` raises.
     """
-    listener = listen(settings.host, settings.port)
-    with listener:
+    configure_logging(settings.log_level)
+    with listen(settings.host, settings.port) as listener:
         server = Server(build(settings, progress=progress), listener, on_ready)
-        server.run(sockets=[listener])
-    return _STARTED if server.started else _FAILED
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # how uvicorn ends when the application does not start
+            return _FAILED
+    return _ENDED
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -78,7 +84,7 @@ class Server(uvicorn.Server):
         self._services = services
         self._listener = listener
         self._on_ready = on_ready
-        self._draining: asyncio.Task[None] | None = None
+        self._endings: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         limits = services.settings.limits
         super().__init__(
@@ -121,13 +127,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     def _drain_or_stop(self) -> None:
-        if self._draining is not None:
-            self.should_exit = True
-            return
-        self._services.lifecycle.draining = True
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        end = self._services.engine.close
+        if not self._services.lifecycle.draining:
+            self._services.lifecycle.draining = True
+            end = partial(self._services.engine.drain, self._services.settings.drain_seconds)
+        self._endings.append(asyncio.get_running_loop().create_task(self._end(end)))
 
-    async def _drain(self) -> None:
-        engine, seconds = self._services.engine, self._services.settings.drain_seconds
-        await asyncio.to_thread(engine.drain, seconds)
+    async def _end(self, end: Callable[[], None]) -> None:
+        await asyncio.to_thread(end)
         self.should_exit = True

@@ -1,0 +1,46 @@
+"""Settings: from the environment, frozen, and refused when they make no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gossamer.api.settings import Limits, Settings
+
+
+def test_the_environment_is_read_once_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSAMER_PORT", "9001")
+    monkeypatch.setenv("GOSSAMER_DATA_DIR", "/data")
+    monkeypatch.setenv("GOSSAMER_LIMITS__QUEUED", "7")
+    settings = Settings()
+    assert (settings.port, settings.data_dir, settings.limits.queued) == (9001, Path("/data"), 7)
+    assert settings.limits.json_bytes == 8 << 20
+    assert Settings(port=1).port == 1  # what is given goes first
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+    with pytest.raises(ValidationError):
+        Limits().queued = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("MEMORY_BYTES", "0"),
+        ("DRAIN_SECONDS", "inf"),
+        ("LOG_LEVEL", "loud"),
+        ("LIMITS__QUEUED", "-1"),
+        ("LIMITS__NO_SUCH_LIMIT", "1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"GOSSAMER_{name}", value)
+    with pytest.raises(ValidationError):
+        Settings()
