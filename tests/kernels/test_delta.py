@@ -135,8 +135,9 @@ def test_too_many_columns_are_refused() -> None:
 def test_bind_wants_one_shape_and_counts() -> None:
     packed = pack([GOOD], (4, 10))
     both = bind([packed, None, packed], (4, 10))
-    assert (both.nnz, both.is_empty, both.table.tolist()[1]) == (6, False, 0)
-    assert both.table.tolist()[0] == packed.data.data_ptr()
+    assert (both.nnz, both.table.tolist()[5]) == (6, 0)
+    assert both.table.tolist()[4] == packed.data.data_ptr()
+    assert both.table.tolist()[:4] == [4, 10, 16, 1]
     assert bind([None], (4, 10)).is_empty
     with pytest.raises(ShapeError):
         bind([packed], (10, 4))

@@ -41,8 +41,16 @@ def apply(
         ShapeError: a shape, dtype or stride does not fit.
         BackendUnavailableError: see `implementation`.
     """
-    if plan.is_empty or bound.is_empty:
-        return
+    if plan.chunks.shape[0] and bound.nnz:
+        implementation(backend, "apply").apply(y, x, bound, plan, weights)
+
+
+def check(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
+    """Whether the arguments of `apply` fit each other, whatever the backend.
+
+    Raises:
+        ShapeError: for the first that does not.
+    """
     out_features, in_features = bound.shape
     if y.shape != (plan.rows, out_features):
         raise ShapeError("y", f"[{plan.rows}, {out_features}]", tuple(y.shape))
@@ -56,4 +64,3 @@ def apply(
     if weights.shape[2] not in (1, bound.projections) or weights.dtype is not torch.float32:
         expected = f"float32, with 1 or {bound.projections} projections"
         raise ShapeError("weights", expected, (weights.dtype, tuple(weights.shape)))
-    implementation(backend, "apply").apply(y, x, bound, plan, weights)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gossamer.kernels.backends import Backend, implementation
 from gossamer.kernels.errors import PackError, ShapeError
-from gossamer.kernels.layout import MAX_COLUMNS, TILE_SIDES
+from gossamer.kernels.layout import MAX_COLUMNS, TILE_SIDES, block_rows
 
 #: What the Python objects of one packed delta take beside its buffer, in bytes: measured as growth
 #: of the resident set over 20 000 of them.
-OBJECT_BYTES = 768
+OBJECT_BYTES = 512
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,7 +75,8 @@ class BoundDeltas:
     Attributes:
         shape: (out_features, in_features) of the patched weight.
         deltas: by slot; None where a resident does not touch this weight. Holds them in memory.
-        table: int64 [slots], address of each packed buffer, 0 for None.
+        table: int64 [4 + slots]: out_features, in_features, rows of a row block, row blocks; then
+            the address of each packed buffer, 0 for None.
         nnz: entries over all slots.
         projections: packed projections of the weight.
     """
@@ -137,10 +138,13 @@ def bind(deltas: Sequence[PackedDelta | None], shape: tuple[int, int]) -> BoundD
                 f"packed for {shape} with {present[0].projections} projections",
                 (delta.shape, delta.projections),
             )
+    per_block = block_rows(shape[0])
+    table = [*shape, per_block, -(-shape[0] // per_block)]
+    table += [0 if d is None else d.data.data_ptr() for d in deltas]
     return BoundDeltas(
         shape=shape,
         deltas=tuple(deltas),
-        table=torch.tensor([d.data.data_ptr() if d else 0 for d in deltas], dtype=torch.int64),
+        table=torch.tensor(table, dtype=torch.int64),
         nnz=sum(d.nnz for d in present),
         projections=present[0].projections if present else 1,
     )

@@ -10,7 +10,7 @@ element (SELL-16, sorted): the rows that hold entries, sorted by their number of
     (uint16) and 16 values (float32), one lane a row. Neighbouring slices of equal length form a
     *run* (length, slices), so no per-slice pointer is kept. A lane shorter than its slice repeats
     its last column with value 0; lanes behind the last row write to a trash row. Costs 6 bytes an
-    entry and 2 a non-empty row, plus 1-6 % padding on random masks.
+    entry and 2 a non-empty row, plus padding (see `MAX_BLOCK_ROWS`).
 block: the tiles of the piece in row-major order, every tile stored column by column, float32; the
     tile columns (int32) and a pointer per row of tiles (int32). A row of tiles that straddles a
     row block's border is listed in both segments and stored once.
@@ -34,8 +34,8 @@ ALIGN: Final = 64
 #: Columns are 16 bits wide.
 MAX_COLUMNS: Final = 1 << 16
 #: Row blocks are cut to at most this many rows: with 16 rows of a step their accumulators take
-#: 32 KiB of the second-level cache, and sorting by length within 512 rows pads a 1 % random mask
-#: by 3 %, within 128 rows by 10 %.
+#: 32 KiB of the second-level cache, and sorting by length within 512 rows pads a random mask of
+#: 10 / 1 / 0.05 % by 1 / 4 / 18 %, within 128 rows by 4 / 14 / 69 %.
 MAX_BLOCK_ROWS: Final = 512
 #: Weights of at least this many rows are cut into two row blocks, so that two threads can share
 #: even one chunk of rows.

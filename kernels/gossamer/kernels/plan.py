@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Rows that a kernel takes at once. 16 accumulators of 16 lanes fill an AVX-512 register file to
-#: the half that is left beside operands; 32 rows gained nothing in prefill (see the decision
-#: record on the CPU kernels).
+#: Rows that a kernel takes at once: 16 accumulators of 16 lanes, with their operands, are what
+#: AVX-512's 32 registers hold. A longer run of rows finds the deltas in the cache.
 CHUNK_ROWS = 16
 
 

@@ -10,11 +10,14 @@ transposed copies, xt[column, t] and terms[row, t], so that the rows of the step
 
 from __future__ import annotations
 
+import struct
+import threading
 from typing import Any
 
 from torch import Tensor
 
 from gossamer.kernels import layout
+from gossamer.kernels.apply import check
 from gossamer.kernels.cpu import block, element
 from gossamer.kernels.cpu.checks import require_fp32
 from gossamer.kernels.cpu.parallel import (
@@ -48,10 +51,14 @@ ITEMS_PER_THREAD = 4
 SERIAL_WORK = 4096
 VECTOR = 4 * LANES
 
-# Descriptor, byte offsets.
-(TICKET, SEATS, Y, Y_ROW, X, X_ROW, TABLE, ORDER, CHUNKS, CHUNK_COUNT, SETS, WEIGHTS, WEIGHT_ROW,
- WEIGHT_MEMBER, WEIGHT_PROJECTION, IN_FEATURES, OUT_FEATURES, BLOCK_ROWS, BLOCKS, PARTS, SCRATCH,
- SCRATCH_BYTES) = range(0, 22 * 8, 8)  # fmt: skip
+# Descriptor, byte offsets: what a call sets, and what stays for all calls of a step.
+(TICKET, SEATS, Y, Y_ROW, X, X_ROW, BOUND, PARTS, SCRATCH, SCRATCH_BYTES,
+ ORDER, CHUNKS, CHUNK_COUNT, SETS, WEIGHTS, WEIGHT_ROW, WEIGHT_MEMBER,
+ WEIGHT_PROJECTION) = range(0, 18 * 8, 8)  # fmt: skip
+_CALL = struct.Struct("@10q")
+
+# `BoundDeltas.table`, byte offsets.
+OUT_FEATURES, IN_FEATURES, BLOCK_ROWS, BLOCKS, SLOTS = range(0, 5 * 8, 8)
 
 # Scratch of a thread, byte offsets: addresses of the chunk's rows of x and y, the members' weights
 # for one segment, xt, and behind it the terms.
@@ -96,7 +103,7 @@ def _touches(d: int, chunk: int, number: int) -> bool:
     """Whether any member of the chunk has a segment in a row block."""
     for j in range(load_i64(chunk + 24)):
         slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
-        data = load_i64(load_i64(d + TABLE) + 8 * slot)
+        data = load_i64(load_i64(d + BOUND) + SLOTS + 8 * slot)
         if data:
             segment, end = _segments(data, number)
             if segment < end:
@@ -109,13 +116,13 @@ def _make_terms(width: int, element_: Any, block_: Any, transposed: bool) -> Any
 
     @subroutine
     def terms(d: int, w: int, chunk: int, number: int, target: int, stride: int) -> None:
-        first = number * load_i64(d + BLOCK_ROWS)
-        in_features = load_i64(d + IN_FEATURES)
+        first = number * load_i64(load_i64(d + BOUND) + BLOCK_ROWS)
+        in_features = load_i64(load_i64(d + BOUND) + IN_FEATURES)
         # Tiles are placed by their row in the weight, slices by their row in the row block.
         origin = target - 4 * first * (width if transposed else 1)
         for j in range(load_i64(chunk + 24)):
             slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
-            data = load_i64(load_i64(d + TABLE) + 8 * slot)
+            data = load_i64(load_i64(d + BOUND) + SLOTS + 8 * slot)
             if data == 0:
                 continue
             segment, end = _segments(data, number)
@@ -140,14 +147,14 @@ def _make_few(width: int) -> Any:
     @subroutine
     def run(d: int, w: int, chunk: int, low: int, high: int) -> None:
         _find_rows(d, w, chunk, T)
-        per_block = load_i64(d + BLOCK_ROWS)
+        per_block = load_i64(load_i64(d + BOUND) + BLOCK_ROWS)
         stride = 4 * (per_block + 2 * MARGIN)
         target = w + XT + 4 * MARGIN
         for number in range(low, high):
             if not _touches(d, chunk, number):
                 continue
             first = number * per_block
-            rows = min(per_block, load_i64(d + OUT_FEATURES) - first)
+            rows = min(per_block, load_i64(load_i64(d + BOUND) + OUT_FEATURES) - first)
             for i in range(0, per_block, LANES):
                 tile_store(tile_zero(T, LANES), 1, target + 4 * i, stride)
             terms(d, w, chunk, number, target, stride)
@@ -219,7 +226,10 @@ def _make_many(width: int) -> Any:
     @subroutine
     def run(d: int, w: int, chunk: int, low: int, high: int) -> None:
         _find_rows(d, w, chunk, T)
-        per_block, columns = load_i64(d + BLOCK_ROWS), load_i64(d + IN_FEATURES)
+        per_block, columns = (
+            load_i64(load_i64(d + BOUND) + BLOCK_ROWS),
+            load_i64(load_i64(d + BOUND) + IN_FEATURES),
+        )
         target = w + XT + ROW * (columns + MARGIN)
         ready = False
         for number in range(low, high):
@@ -232,7 +242,7 @@ def _make_many(width: int) -> Any:
             for i in range(0, per_block, T):
                 tile_store(tile_zero(T, T), 1, target + ROW * i, ROW)
             terms(d, w, chunk, number, target, 0)
-            rows = min(per_block, load_i64(d + OUT_FEATURES) - first)
+            rows = min(per_block, load_i64(load_i64(d + BOUND) + OUT_FEATURES) - first)
             flush(w, target, first, rows, load_i64(chunk + 8))
 
     return run
@@ -246,7 +256,7 @@ _run_8, _run_16 = _make_many(8), _make_many(16)
 def _apply(d: int) -> None:
     """Draws (chunk, share of the row blocks) items until there are none."""
     w = load_i64(d + SCRATCH) + fetch_add(d + SEATS, 1) * load_i64(d + SCRATCH_BYTES)
-    parts, blocks = load_i64(d + PARTS), load_i64(d + BLOCKS)
+    parts, blocks = load_i64(d + PARTS), load_i64(load_i64(d + BOUND) + BLOCKS)
     items = load_i64(d + CHUNK_COUNT) * parts
     ticket = fetch_add(d + TICKET, 1)
     while ticket < items:
@@ -268,22 +278,57 @@ def _apply(d: int) -> None:
 KERNELS = (_apply,)
 
 
+class _Step:
+    """What all calls of a step share: its plan, its weights, and the descriptor filled with both.
+
+    A step calls `apply` for every weight of the model, just after a product has filled the caches
+    with something else; each line of Python then costs several times what it costs in a loop.
+    """
+
+    def __init__(self, plan: WorkPlan, weights: Tensor) -> None:
+        self.plan = plan
+        self.weights = weights
+        self.projections = weights.shape[2]
+        self.threads = max_threads()
+        row, member, projection = weights.stride()
+        self.descriptor = descriptor(
+            (*[0] * 10, plan.order.data_ptr(), plan.chunks.data_ptr(), len(plan.chunks),
+             plan.sets.data_ptr(), weights.data_ptr(), 4 * row, 4 * member,
+             4 * projection if self.projections > 1 else 0)
+        )  # fmt: skip
+        self.share_blocks = len(plan.chunks) < ITEMS_PER_THREAD * self.threads
+
+
+class _Steps(threading.local):
+    latest: _Step | None = None
+
+
+_steps = _Steps()
+
+
 def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
     """See `gossamer.kernels.apply.apply`."""
-    require_fp32(("y", y), ("x", x))
+    step = _steps.latest
+    if step is None or step.weights is not weights or step.plan is not plan:
+        check(y, x, bound, plan, weights)
+        step = _steps.latest = _Step(plan, weights)
     out_features, in_features = bound.shape
+    if (
+        y.shape != (plan.rows, out_features)
+        or x.shape != (plan.rows, in_features)
+        or plan.slots > len(bound.deltas)
+        or step.projections not in (1, bound.projections)
+    ):
+        check(y, x, bound, plan, weights)
+    require_fp32(("y", y), ("x", x))
     per_block = layout.block_rows(out_features)
-    blocks = -(-out_features // per_block)
-    chunks = plan.chunks.shape[0]
-    threads = 1 if bound.nnz * plan.rows < SERIAL_WORK else max_threads()
-    parts = 1 if threads == 1 or chunks >= ITEMS_PER_THREAD * threads else blocks
+    threads = 1 if bound.nnz * plan.rows < SERIAL_WORK else step.threads
+    shared = threads > 1 and step.share_blocks
     scratch_bytes = XT + VECTOR * (in_features + per_block + 2 * MARGIN)
-    row, member, projection = weights.stride()
-    d = descriptor(
-        (0, 0, y.data_ptr(), 4 * y.stride(0), x.data_ptr(), 4 * x.stride(0), bound.table.data_ptr(),
-         plan.order.data_ptr(), plan.chunks.data_ptr(), chunks, plan.sets.data_ptr(),
-         weights.data_ptr(), 4 * row, 4 * member, 4 * projection if weights.shape[2] > 1 else 0,
-         in_features, out_features, per_block, blocks, parts,
-         scratch(threads * scratch_bytes), scratch_bytes)
+    _CALL.pack_into(
+        step.descriptor, 0,
+        0, 0, y.data_ptr(), 4 * y.stride(0), x.data_ptr(), 4 * x.stride(0), bound.table.data_ptr(),
+        -(-out_features // per_block) if shared else 1,
+        scratch(threads * scratch_bytes), scratch_bytes,
     )  # fmt: skip
-    _apply.launch(d, threads)
+    _apply.launch(step.descriptor, threads)

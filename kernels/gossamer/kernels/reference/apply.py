@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.kernels.apply import check
 from gossamer.kernels.delta import BoundDeltas, entries
 from gossamer.kernels.plan import WorkPlan
 
 
 def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
     """See `gossamer.kernels.apply.apply`. Any float dtype; sums in fp32."""
+    check(y, x, bound, plan, weights)
     for first, count, first_member, members in plan.chunks.tolist():
         rows = plan.order[first : first + count].to(y.device)
         inputs = x[rows].float()
