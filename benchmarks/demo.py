@@ -85,13 +85,15 @@ def _flag(name: str, value: Any) -> tuple[str, str]:
     return f"--{name.replace('_', '-')}", str(value)
 
 
-def train(server: Server, task: Task, data: Path) -> dict[str, Any]:
+def train(server: Server, task: Task, data: Path, max_steps: int | None) -> dict[str, Any]:
     """Train one adapter, push it, and check that what is served is what was trained."""
     folder = data.parent
     examples = write_training_file(task, folder / f"{task.name}.jsonl")
     file = folder / f"{task.name}.gossamer"
     settings = dict(task.settings)
     options = {**settings.pop("parameters"), **settings}
+    if max_steps is not None:
+        options["max_steps"] = max_steps
     flags = [part for name, value in options.items() for part in _flag(name, value)]
     begin = time.perf_counter()
     trained = command(
@@ -108,12 +110,11 @@ def train(server: Server, task: Task, data: Path) -> dict[str, Any]:
         *flags,
     )
     seconds = time.perf_counter() - begin
-    command(server, "adapters", "push", task.name, str(file))
+    pushed = command(server, "adapters", "push", task.name, str(file))
     back = folder / f"{task.name}.back"
-    shown = command(server, "adapters", "show", task.name)
-    command(server, "adapters", "pull", task.name, str(back))
-    agree = trained["digest"] == shown["digest"] and back.read_bytes() == file.read_bytes()
-    return {"seconds": seconds, "bytes": file.stat().st_size, "digests": agree} | trained
+    command(server, "adapters", "pull", task.name, "--out", str(back))
+    agree = trained["digest"] == pushed["digest"] and back.read_bytes() == file.read_bytes()
+    return trained | {"seconds": seconds, "bytes": file.stat().st_size, "digests": agree}
 
 
 async def answer(client: AsyncOpenAI, model: str, task: Task, prompt: str, **extra: Any) -> str:
@@ -238,6 +239,7 @@ def report(trained: list[dict[str, Any]], tasks: list[Task], data: Path) -> None
 def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--max-steps", type=int, help="train less, to try the demo itself")
     parser.add_argument("--held-out", type=int, default=40, help="items a score is taken over")
     parser.add_argument("--keep", type=Path, help="keep the data directory here")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "gossamer" / "demo")
@@ -254,7 +256,7 @@ def main() -> int:
             trained = []
             for task in tasks:
                 console.print(f"Training {task.name}: {task.title} …")
-                trained.append(train(server, task, data))
+                trained.append(train(server, task, data, options.max_steps))
             report(trained, tasks, data)
             came = asyncio.run(ask(server, tasks))
     finally:

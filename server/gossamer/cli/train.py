@@ -195,6 +195,8 @@ def _train(config: TrainConfig, settings: Settings, goal: Destination, output: O
 
 def outcome(result: TrainResult) -> dict[str, Any]:
     """What a run made, for programs."""
+    from gossamer.store.format import digest
+
     evaluations = [asdict(evaluation) for evaluation in result.evaluations]
     return {
         "steps": len(result.losses),
@@ -204,6 +206,8 @@ def outcome(result: TrainResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "peak_memory": result.peak_memory,
         "rounding_error": result.rounding.relative_error,
+        "nnz": result.delta_set.nnz,
+        "digest": digest(result.delta_set),
     }
 
 
