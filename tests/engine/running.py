@@ -18,20 +18,26 @@ from tests.tiny import tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 
 
-@contextmanager
-def running(
+def started(
     model: PreTrainedModel,
     adapters: Mapping[str, DeltaSet] | None = None,
     tokenizer: Any = TOKENIZER,
     **config: Any,
-) -> Iterator[Engine]:
-    """A started engine over `model` that loads adapters from a dict by digest."""
-    settings = {"memory_bytes": 64 << 20, **config}
-    source = dict(adapters or {})
-    engine = Engine(
-        model, tokenizer, source.__getitem__, EngineConfig(**settings), fingerprint="test"
-    )
+) -> Engine:
+    """A started engine over `model` that loads adapters from a mapping by digest."""
+    settings = EngineConfig(**{"memory_bytes": 64 << 20, **config})
+    source = {} if adapters is None else adapters
+    engine = Engine(model, tokenizer, source.__getitem__, settings, fingerprint="test")
     engine.start()
+    return engine
+
+
+@contextmanager
+def running(
+    model: PreTrainedModel, adapters: Mapping[str, DeltaSet] | None = None, **settings: Any
+) -> Iterator[Engine]:
+    """An engine as `started` makes it, closed at the end; it must have let go of everything."""
+    engine = started(model, adapters, **settings)
     try:
         yield engine
     finally:

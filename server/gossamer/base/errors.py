@@ -1,8 +1,7 @@
 """What can go wrong with a base model's files.
 
-Every error says what happened, why, and what to do about it; the three lines are attributes, so a
-caller may print them one under another or send them as fields, and the data they were made of is
-kept beside them.
+The three lines of an `ExplainedError` are attributes, so a caller may print them one under another
+or send them as fields; the data they were made of is kept beside them.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-class BaseModelError(Exception):
-    """The base model cannot be used.
+class ExplainedError(Exception):
+    """What happened, why, and what to do about it.
 
     Attributes:
         what: what happened, one line.
         why: the reason, one line.
-        remedy: what the operator can do, one line.
+        remedy: what can be done, one line.
     """
 
     def __init__(self, what: str, why: str, remedy: str) -> None:
@@ -28,6 +27,10 @@ class BaseModelError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}. {self.remedy}."
+
+
+class BaseModelError(ExplainedError):
+    """The base model cannot be used."""
 
 
 class UnknownBaseError(BaseModelError):

@@ -43,10 +43,6 @@ def command_error(error: BaseException) -> CommandError | None:
         return error
     if hasattr(error, "exit_code"):  # typer's own ways to end
         return None
-    # The errors of a base and of a training run carry the three lines themselves.
-    lines = [getattr(error, name, None) for name in ("what", "why", "remedy")]
-    if type(error).__module__.startswith("gossamer.") and all(isinstance(x, str) for x in lines):
-        return CommandError(*(_line(str(line)) for line in lines))
     rows = _rows()
     row = next((rows[cls] for cls in type(error).__mro__ if cls in rows), None)
     return None if row is None else CommandError(*row(error))
@@ -55,17 +51,20 @@ def command_error(error: BaseException) -> CommandError | None:
 Row = Callable[[Any], tuple[str, str, str]]
 
 
+def _because(what: str, remedy: str) -> Row:
+    return lambda error: (what, _line(str(error)), remedy)
+
+
 def _rows() -> dict[type[BaseException], Row]:
     from sqlalchemy.exc import DBAPIError
 
+    from gossamer.base.errors import ExplainedError
     from gossamer.engine.errors import UnsupportedModel
     from gossamer.store.catalog import errors as catalog
     from gossamer.store.errors import AdapterFileError
 
-    def because(what: str, remedy: str) -> Row:
-        return lambda error: (what, _line(str(error)), remedy)
-
     return {
+        ExplainedError: lambda e: (_line(e.what), _line(e.why), _line(e.remedy)),
         AdapterFileError: lambda e: (
             "The adapter file was refused.",
             _line(e.message) + (f" (tensor {e.tensor})" if e.tensor else ""),
@@ -81,24 +80,24 @@ def _rows() -> dict[type[BaseException], Row]:
             "Keys and adapters belong to a tenant that exists.",
             "Give an existing one, or let `gossamer keys create --new-tenant` make it.",
         ),
-        catalog.KeyNotFound: because("The key was not found.", "See `gossamer keys ls`."),
-        catalog.InvalidName: because("The name cannot be used.", "Use a-z, 0-9, '.', '_', '-'."),
-        catalog.ReservedName: because("The name cannot be used.", "Choose another name."),
-        catalog.AlreadyOwned: because(
+        catalog.KeyNotFound: _because("The key was not found.", "See `gossamer keys ls`."),
+        catalog.InvalidName: _because("The name cannot be used.", "Use a-z, 0-9, '.', '_', '-'."),
+        catalog.ReservedName: _because("The name cannot be used.", "Choose another name."),
+        catalog.AlreadyOwned: _because(
             "The data folder is in use.", "Stop that server, or give another --data-dir."
         ),
-        catalog.RegistryTooNew: because(
+        catalog.RegistryTooNew: _because(
             "The registry cannot be read.", "Upgrade gossamer, or give another --data-dir."
         ),
-        catalog.RegistryBusy: because("The registry is locked.", "Try again in a moment."),
-        catalog.KeySecretUnsafe: because(
+        catalog.RegistryBusy: _because("The registry is locked.", "Try again in a moment."),
+        catalog.KeySecretUnsafe: _because(
             "The key secret cannot be used.", "Correct the file as the line above says."
         ),
-        catalog.StoreFull: because("The disk is full.", "Make room, then try again."),
-        catalog.QuotaExceeded: because(
+        catalog.StoreFull: _because("The disk is full.", "Make room, then try again."),
+        catalog.QuotaExceeded: _because(
             "The tenant's quota is used up.", "Delete what is no longer needed."
         ),
-        catalog.CatalogError: because(
+        catalog.CatalogError: _because(
             "The store refused it.", "`gossamer doctor` looks for the cause."
         ),
         DBAPIError: lambda e: (
@@ -106,7 +105,7 @@ def _rows() -> dict[type[BaseException], Row]:
             _line(str(e.orig)),
             "`gossamer doctor` looks for the cause.",
         ),
-        sqlite3.Error: because(
+        sqlite3.Error: _because(
             "The registry cannot be used.", "`gossamer doctor` looks for the cause."
         ),
         OSError: lambda e: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -124,17 +125,15 @@ class Group:
         self.deliver(Chunk(choice.sequence.index, text, (token,), logprobs))
         if ended:
             by_stop = is_eos or is_stop or finished or matched is not None
-            reason: str | int | None = (
-                matched if matched is not None else token if is_stop else None
-            )
-            self.end(choice, "stop" if by_stop else "length", reason)
+            by_what = matched if matched is not None else token if is_stop else None
+            self.end(choice, "stop" if by_stop else "length", by_what)
 
-    def end(self, choice: Choice, reason: str, matched: str | int | None = None) -> None:
+    def end(
+        self, choice: Choice, reason: Literal["stop", "length"], matched: str | int | None = None
+    ) -> None:
         """End a choice; with the last of them the request is done."""
         choice.ended = True
-        self.deliver(
-            ChoiceEnd(choice.sequence.index, "stop" if reason == "stop" else "length", matched)
-        )
+        self.deliver(ChoiceEnd(choice.sequence.index, reason, matched))
         if all(c.ended for c in self.choices):
             self._final = True
             drawn = sum(c.sequence.output_length for c in self.choices)

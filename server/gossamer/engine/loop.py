@@ -29,7 +29,7 @@ from gossamer.engine.errors import (
 from gossamer.engine.fusion import FusionPolicy
 from gossamer.engine.group import Choice, Group
 from gossamer.engine.memory import Memory
-from gossamer.engine.residency import Applied, Residency, Resident
+from gossamer.engine.residency import Residency, Resident
 from gossamer.engine.runner import Runner
 from gossamer.engine.sampler import sample
 from gossamer.engine.scheduler import Scheduler, Work
@@ -50,6 +50,17 @@ class Counts:
     cached_tokens: int = 0
 
 
+def _scored(work: list[Work]) -> set[int]:
+    """Which entries of a step compute the log-probabilities of their prompt's tokens."""
+    return {
+        i
+        for i, w in enumerate(work)
+        if w.sequence.request.sampling.prompt_logprobs is not None
+        and w.sequence.index == 0
+        and w.start < w.sequence.prompt_length
+    }
+
+
 class Loop:
     """State of the engine's thread. Only `post`, `wake` and `stop` may be called from others."""
 
@@ -68,7 +79,6 @@ class Loop:
         self._runner = runner
         self._fusion = FusionPolicy(config, may_fuse)
         self._fused: Mix | None = None
-        self._fused_applied: Applied = ()
         self.scheduler = Scheduler(config, memory, residency)
         self.counts = Counts()
         self.dead: BaseException | None = None
@@ -128,11 +138,6 @@ class Loop:
         finally:
             self._close()
 
-    @property
-    def in_flight(self) -> int:
-        """Requests without their final message."""
-        return len(self._groups)
-
     def _turn(self) -> bool:
         """Inbox, loads, one step. False when there was nothing to run."""
         while self._inbox:
@@ -180,8 +185,9 @@ class Loop:
     def _run(self, work: list[Work]) -> None:
         self.counts.steps += 1
         self.counts.fused_steps += self._fused is not None
+        scored = _scored(work)
         try:
-            logits = self._forward(work)
+            logits = self._forward(work, scored)
         except Exception as error:  # isolate: which row it was shows when each runs alone
             if len(work) == 1:
                 log.warning("a request's step failed", exc_info=error)
@@ -192,28 +198,17 @@ class Loop:
                 if w.sequence.phase is Phase.RUNNING:
                     self._run([w])
             return
-        self._finish_step(work, logits)
+        self._finish_step(work, scored, logits)
 
-    def _forward(self, work: list[Work]) -> Tensor:
+    def _forward(self, work: list[Work], scored: set[int]) -> Tensor:
         applied = [
             () if self._fused is not None else self._residency.applied(w.sequence.request.mix)
             for w in work
         ]
         residents = {key: self._residency.resident(key) for pairs in applied for key, _ in pairs}
-        return self._runner.run(work, applied, residents, scored=self._scored(work))
+        return self._runner.run(work, applied, residents, scored=scored)
 
-    @staticmethod
-    def _scored(work: list[Work]) -> set[int]:
-        return {
-            i
-            for i, w in enumerate(work)
-            if w.sequence.request.sampling.prompt_logprobs is not None
-            and w.sequence.index == 0
-            and w.start < w.sequence.prompt_length
-        }
-
-    def _finish_step(self, work: list[Work], logits: Tensor) -> None:
-        scored = self._scored(work)
+    def _finish_step(self, work: list[Work], scored: set[int], logits: Tensor) -> None:
         ends = list(accumulate(w.count if i in scored else 1 for i, w in enumerate(work)))
         # A sum is finite only if every term is; a NaN among a chunk's keys reaches its last row.
         sound = torch.isfinite(logits[[end - 1 for end in ends]].sum(-1)).tolist()
@@ -295,8 +290,7 @@ class Loop:
             return
         if self._fused is not None:
             self._runner.unfuse()
-            for key, _ in self._fused_applied:
-                self._memory.unpin(key)
+            self._residency.unpin(self._fused)
             self._fused = None
         if mix is not None:
             applied = self._residency.applied(mix)
@@ -307,9 +301,8 @@ class Loop:
                 log.exception("fusing %s failed; fusing is off from now on", mix.digest)
                 self._fusion.allowed = False
                 return
-            for key, _ in applied:
-                self._memory.pin(key)
-            self._fused, self._fused_applied = mix, applied
+            self._residency.pin(mix)
+            self._fused = mix
 
     def _close(self) -> None:
         with self._bell:

@@ -109,19 +109,6 @@ class Slice(nn.Module):
         return self._packed.part(self._index, x)
 
 
-class FusedRMSNorm(nn.Module):
-    """x / rms(x) * weight by torch's one fused op instead of six small ones."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., hidden] → the same shape."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 def patch(
     model: nn.Module, patch_map: PatchMap, deltas: StepDeltas, backend: Backend
 ) -> dict[str, PatchedLinear]:
@@ -147,7 +134,7 @@ def patch(
 
 
 def _fuse_norms(model: nn.Module) -> None:
-    """Replace every RMS norm that torch's fused op reproduces, which a random input decides."""
+    """Put torch's one fused op in place of every RMS norm (six small ops) that it reproduces."""
     for name, module in list(model.named_modules()):
         if not type(module).__name__.endswith("RMSNorm"):
             continue
@@ -156,7 +143,8 @@ def _fuse_norms(model: nn.Module) -> None:
             model.set_submodule(name, fused)
 
 
-def _fused_like(norm: nn.Module) -> FusedRMSNorm | None:
+def _fused_like(norm: nn.Module) -> nn.RMSNorm | None:
+    """torch's norm with the weight of `norm`, if the two agree on a random input."""
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
@@ -165,7 +153,8 @@ def _fused_like(norm: nn.Module) -> FusedRMSNorm | None:
     probe = torch.randn(3, weight.shape[0], generator=generator).to(weight)
     wanted = norm(probe)
     for scale in (weight.detach(), 1.0 + weight.detach().float()):  # Llama's form, Gemma's form
-        fused = FusedRMSNorm(scale.to(weight.dtype), eps)
+        fused = nn.RMSNorm(weight.shape[0], eps=eps)
+        fused.weight = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
         if torch.allclose(fused(probe), wanted, rtol=1e-5, atol=1e-6):
             return fused
     return None

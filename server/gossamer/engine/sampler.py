@@ -51,6 +51,7 @@ class Chooser:
     _seen: Tensor | None = None
     _counts: Tensor | None = None
     _biased: tuple[Tensor, Tensor] | None = None
+    _banned: Tensor | None = None
 
     def __post_init__(self) -> None:
         s = self.sampling
@@ -76,9 +77,9 @@ class Chooser:
             and self.constraint is None
             and self._seen is None
             and self._counts is None
-            and not s.logit_bias
+            and self._biased is None
+            and self._banned is None
             and not s.min_tokens
-            and s.allowed_token_ids is None
         )
 
     def accept(self, token: int) -> None:
@@ -104,7 +105,7 @@ class Chooser:
 
     def _mask(self, row: Tensor, drawn: int) -> None:
         s = self.sampling
-        if s.allowed_token_ids is not None:
+        if self._banned is not None:
             row.masked_fill_(self._banned.to(row.device), -torch.inf)
         if self.constraint is not None:
             allowed = np.zeros(self.vocab_size, dtype=np.bool_)

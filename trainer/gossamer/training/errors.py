@@ -1,7 +1,7 @@
 """What can go wrong with a training run.
 
-Every error says what happened, why, and what to do about it, as attributes, so that a caller may
-print the three lines one under another; the data they were made of is kept beside them.
+Every error says what happened, why, and what to do about it; the data those lines were made of is
+kept beside them.
 """
 
 from __future__ import annotations
@@ -9,24 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gossamer.base.errors import ExplainedError
 
-class TrainingError(Exception):
-    """A training run cannot start, or cannot go on.
 
-    Attributes:
-        what: what happened, one line.
-        why: the reason, one line.
-        remedy: what the user can do, one line.
-    """
-
-    def __init__(self, what: str, why: str, remedy: str) -> None:
-        super().__init__(what, why, remedy)
-        self.what = what
-        self.why = why
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.why}. {self.remedy}."
+class TrainingError(ExplainedError):
+    """A training run cannot start, or cannot go on."""
 
 
 class UnknownMethodError(TrainingError):
