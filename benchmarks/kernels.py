@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, Meter, Provenance, aligned, bind_cpus, write_csv
 from gossamer.kernels import (
+    Backend,
     BoundDeltas,
     PackedDelta,
     Piece,
@@ -32,6 +33,7 @@ from gossamer.kernels import (
     apply,
     bind,
     fuse_into,
+    linear,
     new_kv_pages,
     pack,
     paged_attention,
@@ -49,6 +51,7 @@ WEIGHTS = [
     (576, 1536, (576,)),
 ]
 LAYERS = 30
+VOCABULARY = 49152
 DENSITIES = (0.0005, 0.005, 0.01, 0.023, 0.1)
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 9, 3, 64, 16
 RowSlots = Sequence[tuple[int, ...]]
@@ -81,6 +84,12 @@ class Bench:
 
     def inputs(self, rows: int) -> dict[int, Tensor]:
         return {columns: torch.randn(rows, columns) for columns in (576, 1536)}
+
+    def products(self, x: dict[int, Tensor], backend: Backend = "cpu") -> None:
+        """All products of a step, by the columns of their weight."""
+        for layer in self.base:
+            for weight in layer:
+                linear(x[weight.shape[0]], weight, True, backend)
 
     def alternate(self, *steps: Callable[[], object]) -> tuple[list[float], float]:
         """Median milliseconds of each step, run in turn; and the foreign share."""
@@ -152,18 +161,15 @@ def added(
     rows = len(row_slots)
     weights = torch.rand(rows, max(1, plan.members), 1) + 0.5
     x = bench.inputs(rows)
-    y = [torch.empty(rows, w[0]) for w in WEIGHTS]
 
     def base() -> None:
-        for layer in bench.base:
-            for weight, out in zip(layer, y, strict=True):
-                torch.mm(x[weight.shape[0]], weight, out=out)
+        bench.products(x)
 
     def mixed() -> None:
         for layer, bound in zip(bench.base, deltas, strict=True):
-            for weight, out, b in zip(layer, y, bound, strict=True):
-                torch.mm(x[weight.shape[0]], weight, out=out)
-                apply(out, x[weight.shape[0]], b, plan, weights)
+            for weight, b in zip(layer, bound, strict=True):
+                y = linear(x[weight.shape[0]], weight, transposed=True)
+                apply(y, x[weight.shape[0]], b, plan, weights)
 
     (base_ms, mixed_ms), foreign = bench.alternate(base, mixed)
     used = {slot for slots in row_slots for slot in slots}
@@ -173,6 +179,28 @@ def added(
     return Line(what, kind, density, rows, sum(p.nnz for p in present), nbytes / 1e6,
                 1e3 * nbytes / bench.bandwidth, mixed_ms - base_ms, base_ms,
                 base_ms / mixed_ms, foreign)  # fmt: skip
+
+
+def products(bench: Bench) -> list[Line]:
+    """The base's own products and the output head: ours, with the library's as the base."""
+    lines = []
+    head = torch.randn(VOCABULARY, WEIGHTS[0][1])
+    layers = sum(w.nbytes for layer in bench.base for w in layer)
+    for rows in (1, 4, 8, 12, 16, 20, 24, 32):
+        x = bench.inputs(rows)
+        cases: tuple[tuple[str, int, Callable[[Backend], object]], ...] = (
+            ("base products", layers, lambda backend, x=x: bench.products(x, backend)),
+            ("output head", head.nbytes,
+             lambda backend, x=x: linear(x[WEIGHTS[0][1]], head, False, backend)),
+        )  # fmt: skip
+        for what, nbytes, step in cases:
+            (ours, library), foreign = bench.alternate(
+                lambda step=step: step("cpu"), lambda step=step: step("reference")
+            )
+            lines.append(Line(what, "dense", 1.0, rows, 0, nbytes / 1e6,
+                              1e3 * nbytes / bench.bandwidth, ours - library, library,
+                              library / ours, foreign))  # fmt: skip
+    return lines
 
 
 def decode(bench: Bench) -> list[Line]:
@@ -204,21 +232,18 @@ def prefill(bench: Bench) -> list[Line]:
 def dense_scratch(bench: Bench, density: float, deltas: list[list[BoundDeltas]]) -> Line:
     """What a dense scratch would add: zero it, scatter Δ into it, multiply, add."""
     x = bench.inputs(512)
-    y = [torch.empty(512, w[0]) for w in WEIGHTS]
     scratch = [torch.empty(w[1], w[0]) for w in WEIGHTS]
     one = torch.ones(1, 1)
 
     def base() -> None:
-        for layer in bench.base:
-            for weight, out in zip(layer, y, strict=True):
-                torch.mm(x[weight.shape[0]], weight, out=out)
+        bench.products(x)
 
     def mixed() -> None:
         for layer, bound in zip(bench.base, deltas, strict=True):
-            for weight, out, b, room in zip(layer, y, bound, scratch, strict=True):
-                torch.mm(x[weight.shape[0]], weight, out=out)
+            for weight, b, room in zip(layer, bound, scratch, strict=True):
+                y = linear(x[weight.shape[0]], weight, transposed=True)
                 fuse_into(room.zero_(), [p for p in b.deltas if p], one, transposed=True)
-                out.addmm_(x[weight.shape[0]], room)
+                y.addmm_(x[weight.shape[0]], room)
 
     (base_ms, mixed_ms), foreign = bench.alternate(base, mixed)
     nbytes = sum(4 * w[0] * w[1] for w in WEIGHTS) * LAYERS
@@ -327,6 +352,7 @@ def attention(bench: Bench) -> list[Line]:
 
 
 SECTIONS = {
+    "products": products,
     "decode": decode,
     "prefill": prefill,
     "fusing": fusing,

@@ -24,16 +24,16 @@ def _adapters(live: Live, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def expected(live: Live, model: str, *texts: str, system: str | None = None) -> list[str]:
     """The answers of a conversation, by the openai client."""
-    client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=live.key)
     messages: list[Any] = [{"role": "system", "content": system}] if system else []
     answers = []
-    for text in texts:
-        messages.append({"role": "user", "content": text})
-        answer = client.chat.completions.create(
-            model=model, messages=messages, max_tokens=8, temperature=0
-        )
-        answers.append(answer.choices[0].message.content or "")
-        messages.append({"role": "assistant", "content": answers[-1]})
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key=live.key) as client:
+        for text in texts:
+            messages.append({"role": "user", "content": text})
+            answer = client.chat.completions.create(
+                model=model, messages=messages, max_tokens=8, temperature=0
+            )
+            answers.append(answer.choices[0].message.content or "")
+            messages.append({"role": "assistant", "content": answers[-1]})
     return answers
 
 

@@ -26,6 +26,7 @@ from gossamer.kernels.errors import (
     PackError,
     ShapeError,
 )
+from gossamer.kernels.linear import linear
 from gossamer.kernels.plan import WorkPlan
 from gossamer.kernels.scatter import Saved, fuse_into, restore
 
@@ -50,6 +51,7 @@ __all__ = [
     "fuse_into",
     "kv_page_bytes",
     "kv_page_shapes",
+    "linear",
     "new_kv_pages",
     "pack",
     "paged_attention",

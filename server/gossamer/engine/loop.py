@@ -61,6 +61,11 @@ def _scored(work: list[Work]) -> set[int]:
     }
 
 
+def _rows(logits: Tensor, indices: list[int]) -> Tensor:
+    """Increasing rows of the logits; no copy (0.5 ms for 16 rows of SmolLM2) when that is all."""
+    return logits if len(indices) == len(logits) else logits[indices]
+
+
 class Loop:
     """State of the engine's thread. Only `post`, `wake` and `stop` may be called from others."""
 
@@ -211,7 +216,7 @@ class Loop:
     def _finish_step(self, work: list[Work], scored: set[int], logits: Tensor) -> None:
         ends = list(accumulate(w.count if i in scored else 1 for i, w in enumerate(work)))
         # A sum is finite only if every term is; a NaN among a chunk's keys reaches its last row.
-        sound = torch.isfinite(logits[[end - 1 for end in ends]].sum(-1)).tolist()
+        sound = torch.isfinite(_rows(logits, [end - 1 for end in ends]).sum(-1)).tolist()
         drawing: list[tuple[Group, Choice]] = []
         last: list[int] = []
         for i, w in enumerate(work):
@@ -232,7 +237,7 @@ class Loop:
                 drawing.append((group, choice))
                 last.append(ends[i] - 1)
         if drawing:
-            self._draw(drawing, logits[last])
+            self._draw(drawing, _rows(logits, last))
 
     def _draw(self, drawing: list[tuple[Group, Choice]], logits: Tensor) -> None:
         draws = sample(
