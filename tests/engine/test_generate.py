@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -18,6 +17,7 @@ from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.errors import UnsupportedModel
 from gossamer.engine.messages import Request, Sampling
+from gossamer.engine.shortcuts import RMSNorm
 from gossamer.store.delta import DeltaSet
 from tests.engine.running import TOKENIZER, ask, generate, prompts, running, tokens_of
 from tests.tiny import ARCHS, COMMON, VOCAB_SIZE, tiny_model
@@ -56,7 +56,7 @@ def test_projections_are_packed_and_norms_fused(arch: str) -> None:
         model = engine._loop._runner._model
     layers = COMMON["num_hidden_layers"]
     assert len(weights) == 4 * layers  # qkv, o, gate+up, down
-    assert sum(isinstance(m, nn.RMSNorm) for m in model.modules()) >= 2 * layers + 1
+    assert sum(isinstance(m, RMSNorm) for m in model.modules()) >= 2 * layers + 1
 
 
 def test_a_shared_prefix_gives_the_same_tokens() -> None:

@@ -7,6 +7,7 @@ from gossamer.kernels.attention import (
     kv_page_shapes,
     new_kv_pages,
     paged_attention,
+    rotate_and_write,
     write_kv,
 )
 from gossamer.kernels.backends import BACKENDS, Backend, available_backends, warm_up
@@ -19,6 +20,7 @@ from gossamer.kernels.delta import (
     pack,
     to_dense,
 )
+from gossamer.kernels.elementwise import rms_norm, silu_and_mul
 from gossamer.kernels.errors import (
     BackendUnavailableError,
     IndexRangeError,
@@ -56,6 +58,9 @@ __all__ = [
     "pack",
     "paged_attention",
     "restore",
+    "rms_norm",
+    "rotate_and_write",
+    "silu_and_mul",
     "to_dense",
     "warm_up",
     "write_kv",

@@ -97,9 +97,46 @@ def write_kv(
         raise ShapeError(
             "k and v", f"[T, {kv_heads}, {head_dim}]", (tuple(k.shape), tuple(v.shape))
         )
-    if slots.shape != (tokens,) or slots.dtype != torch.int64:
-        raise ShapeError("slots", f"int64 [{tokens}]", (slots.dtype, tuple(slots.shape)))
+    _check_slots(slots, tokens)
     implementation(backend, "attention").write_kv(k, v, k_pages, v_pages, slots)
+
+
+def rotate_and_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    backend: Backend = "cpu",
+) -> None:
+    """Semantics: q, k = rotated by (cos, sin), in place; then `write_kv` of k and v.
+
+    A row of `qkv` holds the heads of q, then of k, then of v. A head x becomes x · cos +
+    (-right half of x, left half of x) · sin, as transformers' `apply_rotary_pos_emb` does.
+
+    Args:
+        qkv: [T, (Hq + 2 Hkv) * D], contiguous.
+        cos, sin: [T, D], contiguous, each row's angles, in qkv's dtype.
+        k_pages, v_pages, slots, backend: as for `write_kv`.
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        IndexRangeError: as for `write_kv`; queries and keys are rotated.
+        BackendUnavailableError: see `implementation`.
+
+    Source: Su et al., RoFormer (2021).
+    """
+    _check_pages(k_pages, v_pages)
+    kv_heads, head_dim = k_pages.shape[1:3]
+    heads, rest = divmod(qkv.shape[-1], head_dim)
+    if qkv.dim() != 2 or rest or heads <= 2 * kv_heads or not qkv.is_contiguous():
+        raise ShapeError("qkv", f"[T, (Hq + {2 * kv_heads}) * {head_dim}]", tuple(qkv.shape))
+    tokens = qkv.shape[0]
+    if head_dim % 2 or cos.shape != (tokens, head_dim) or sin.shape != cos.shape:
+        raise ShapeError("cos and sin", f"[{tokens}, {head_dim}]", tuple(cos.shape))
+    _check_slots(slots, tokens)
+    implementation(backend, "attention").rotate_and_write(qkv, cos, sin, k_pages, v_pages, slots)
 
 
 def paged_attention(
@@ -170,6 +207,11 @@ def paged_attention(
         softcap,
     )
     return out
+
+
+def _check_slots(slots: Tensor, tokens: int) -> None:
+    if slots.shape != (tokens,) or slots.dtype != torch.int64:
+        raise ShapeError("slots", f"int64 [{tokens}]", (slots.dtype, tuple(slots.shape)))
 
 
 def _check_pages(k_pages: Tensor, v_pages: Tensor) -> None:

@@ -50,6 +50,6 @@ def warm_up(backend: Backend = "cpu") -> None:
     Raises:
         BackendUnavailableError: see `implementation`.
     """
-    for op in ("apply", "attention", "linear", "packing", "scatter"):
+    for op in ("apply", "attention", "elementwise", "linear", "packing", "scatter"):
         for kernel in getattr(implementation(backend, op), "KERNELS", ()):
             kernel.compile()

@@ -60,21 +60,33 @@ def attend(
     Raises `UnsupportedModel` for an argument that would change the result and is not known here.
     """
     del attention_mask, position_ids
-    unknown = sorted(name for name, value in others.items() if _matters(name, value))
+    unknown = sorted(name for name, value in others.items() if matters(name, value))
     if unknown or dropout:
         names = ", ".join(unknown or ["dropout"])
         raise UnsupportedModel(type(module).__name__, f"its attention takes {names}")
-    k_pages, v_pages = step.kv[module.layer_idx]  # type: ignore[index]
-    write_kv(
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        k_pages,
-        v_pages,
-        step.slots,
-        backend=step.backend,
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    write_kv(k, v, *step.kv[layer], step.slots, backend=step.backend)
+    rows = query[0].transpose(0, 1)
+    out = attend_rows(
+        rows, layer, step, scaling=scaling, sliding_window=sliding_window, softcap=softcap
     )
-    out = paged_attention(
-        query[0].transpose(0, 1),
+    return out[None], None
+
+
+def attend_rows(
+    query: Tensor,
+    layer: int,
+    step: AttentionStep,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of query [rows, heads, dim] over the pages of `layer`, the step's own included."""
+    k_pages, v_pages = step.kv[layer]
+    return paged_attention(
+        query,
         k_pages,
         v_pages,
         step.page_table,
@@ -85,7 +97,6 @@ def attend(
         softcap=softcap,
         backend=step.backend,
     )
-    return out[None], None
 
 
 #: Keyword arguments that transformers hands through and that do not change the result.
@@ -103,7 +114,8 @@ _HARMLESS = frozenset(
 )
 
 
-def _matters(name: str, value: object) -> bool:
+def matters(name: str, value: object) -> bool:
+    """Whether an argument of an attention function can change its result."""
     return value is not None and name not in _HARMLESS
 
 

@@ -1,8 +1,9 @@
 """The base's Linear layers, packed into products and able to add each row's sparse delta.
 
 `patch` rebuilds a transformers model in place: q,k,v and gate,up become one product each
-(measured: 107 → 137 tokens/s for SmolLM2-135M on two cores), and RMS norms use torch's fused op.
-The model's own forward stays as it is: each original module hands out its slice of the product.
+(measured: 107 → 137 tokens/s for SmolLM2-135M on two cores). The model's own forward stays as it
+is: each original module hands out its slice of the product, until a shorter module takes the place
+of its parent (`shortcuts`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -115,14 +115,14 @@ class Slice(nn.Module):
 
     def __init__(self, packed: Packed, index: int) -> None:
         super().__init__()
-        self._packed = packed
-        self._index = index
+        self.packed = packed
+        self.index = index
         if index == 0:
             self.product = packed.linear  # registered once, so that the module tree owns it
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., rows of this slice]."""
-        return self._packed.part(self._index, x)
+        return self.packed.part(self.index, x)
 
 
 def patch(
@@ -143,37 +143,9 @@ def patch(
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
         model.set_output_embeddings(BaseLinear(cast(nn.Parameter, head.weight), head.bias, backend))
-    _fuse_norms(model)
     # What was read from a file is mapped from it, at any alignment; the rest is copied already.
     # The output head's product reads its weight in whole vectors every step.
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
     return products
-
-
-def _fuse_norms(model: nn.Module) -> None:
-    """Put torch's one fused op in place of every RMS norm (six small ops) that it reproduces."""
-    for name, module in list(model.named_modules()):
-        if not type(module).__name__.endswith("RMSNorm"):
-            continue
-        fused = _fused_like(module)
-        if fused is not None:
-            model.set_submodule(name, fused)
-
-
-def _fused_like(norm: nn.Module) -> nn.RMSNorm | None:
-    """torch's norm with the weight of `norm`, if the two agree on a random input."""
-    weight = getattr(norm, "weight", None)
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
-        return None
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(3, weight.shape[0], generator=generator).to(weight)
-    wanted = norm(probe)
-    for scale in (weight.detach(), 1.0 + weight.detach().float()):  # Llama's form, Gemma's form
-        fused = nn.RMSNorm(weight.shape[0], eps=eps)
-        fused.weight = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
-        if torch.allclose(fused(probe), wanted, rtol=1e-5, atol=1e-6):
-            return fused
-    return None

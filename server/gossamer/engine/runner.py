@@ -19,6 +19,7 @@ from gossamer.base.patch_map import PatchMap
 from gossamer.engine.attention import NAME, AttentionStep
 from gossamer.engine.patched import StepDeltas, patch
 from gossamer.engine.residency import Applied, Resident
+from gossamer.engine.shortcuts import shorten
 from gossamer.kernels import PackedDelta, Piece, Saved, WorkPlan, bind, fuse_into, pack, restore
 from gossamer.kernels.attention import kv_page_bytes, new_kv_pages
 
@@ -58,6 +59,7 @@ class Runner:
         self._config = config
         self._deltas = StepDeltas()
         self._products = patch(model, self.patch_map, self._deltas, config.kernels)
+        shorten(model, config.kernels)
         model.set_attn_implementation(NAME)
         self._model = model
         self._device = model.device

@@ -304,6 +304,7 @@ def _attention(d: int) -> None:
 KERNELS = (_attention, *kv_cache.KERNELS)
 
 write_kv = kv_cache.write_kv
+rotate_and_write = kv_cache.rotate_and_write
 
 
 def paged_attention(
@@ -333,7 +334,7 @@ def paged_attention(
     d = descriptor(
         (0, 0, 0, q.data_ptr(), 4 * q.stride(0), 4 * q.stride(1), k_pages.data_ptr(),
          v_pages.data_ptr(), out.data_ptr(), page_table.data_ptr(), 4 * page_table.stride(0),
-         page_table.shape[1], query_start.data_ptr(), context_len.data_ptr(), len(context_len),
+         page_table.shape[1], query_start.data_ptr(), context_len.data_ptr(), context_len.shape[0],
          heads // kv_heads, kv_heads, head_dim, padded, page_size, pages, tokens,
          sliding_window or 1 << 40, float_bits(scale), float_bits(softcap or 0.0),
          scratch(threads * scratch_bytes), scratch_bytes)

@@ -141,7 +141,7 @@ def _wide_vectors() -> bool:
 
 def linear(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """See `gossamer.kernels.linear`."""
-    rows, outputs = len(x), weight.shape[1 if transposed else 0]
+    rows, outputs = x.shape[0], weight.shape[1 if transposed else 0]
     least, most = FEW_ROWS["in, out" if transposed else "out, in"]
     fits = outputs % LANES == 0 if transposed else outputs >= LANES
     plain = weight.is_contiguous() and x.dtype is weight.dtype is torch.float32
@@ -151,7 +151,7 @@ def linear(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
 
 
 def _by_columns(x: Tensor, weight: Tensor) -> Tensor:
-    rows, (inputs, outputs) = len(x), weight.shape
+    rows, (inputs, outputs) = x.shape[0], weight.shape
     filled = -(-rows // ROWS_PER_TILE) * ROWS_PER_TILE
     x = functional.pad(x, (0, 0, 0, filled - rows)) if filled > rows else x.contiguous()
     y = torch.empty(filled, outputs)
@@ -163,7 +163,7 @@ def _by_columns(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_rows(x: Tensor, weight: Tensor) -> Tensor:
-    rows, (outputs, inputs) = len(x), weight.shape
+    rows, (outputs, inputs) = x.shape[0], weight.shape
     xt = torch.zeros(inputs, LANES)
     xt[:, :rows] = x.t()
     y = torch.empty(LANES, outputs)

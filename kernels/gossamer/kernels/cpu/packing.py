@@ -29,8 +29,8 @@ from gossamer.kernels.layout import ALIGN, HEADER_WORDS, LANES, SEGMENT_WORDS
 from gossamer.kernels.reference.packing import check_positions
 
 # Descriptor, byte offsets. DATA is 0 in the measuring walk, which sets FAILED, ENTRIES and SIZE.
-(FAILED, ENTRIES, SIZE, DATA, PIECES, PIECE_COUNT, OUT_FEATURES, IN_FEATURES, BLOCK_ROWS, COUNTS,
- HISTOGRAM, SLICE_STARTS) = range(0, 12 * 8, 8)  # fmt: skip
+(FAILED, ENTRIES, SIZE, DATA, PIECES, PIECE_COUNT, OUT_FEATURES, IN_FEATURES, BLOCK_ROWS,
+ HISTOGRAM, SLICE_STARTS) = range(0, 11 * 8, 8)  # fmt: skip
 
 # A piece, byte offsets. COUNT_AT: address of its int32 entries per row. CURSOR: entries already
 # written. STORED: offsets of its pointers, columns and values once its tiles are written.
@@ -338,7 +338,7 @@ def pack(pieces: Sequence[Piece], shape: tuple[int, int]) -> tuple[int, Tensor]:
     slice_starts = np.empty(per_block // LANES + 2, np.int32)
     table = _piece_table(placed, sources, counts.ctypes.data)
     d = descriptor(
-        (-1, 0, 0, 0, table.buffer_info()[0], len(placed), *shape, per_block, counts.ctypes.data,
+        (-1, 0, 0, 0, table.buffer_info()[0], len(placed), *shape, per_block,
          histogram.ctypes.data, slice_starts.ctypes.data)
     )  # fmt: skip
     _walk.launch(d, 1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -282,14 +283,47 @@ def tile_transpose(_context: Any, tile: Any) -> Any:
     return tile(tile), generate
 
 
+def _pairs(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any:
+    """Code for an operation on the vectors of two tiles."""
+
+    def generate(_c: Any, b: ir.IRBuilder, _sig: Any, args: list[ir.Value]) -> ir.Value:
+        right = args[1]
+        return emit.tile_map(b, args[0], lambda v, i: combine(b, v, b.extract_value(right, i)))
+
+    return generate
+
+
 @emit.instruction
 def tile_add(_context: Any, left: Any, right: Any) -> Any:
     """left + right."""
+    return left(left, right), _pairs(lambda b, x, y: b.fadd(x, y))
+
+
+@emit.instruction
+def tile_sub(_context: Any, left: Any, right: Any) -> Any:
+    """left - right."""
+    return left(left, right), _pairs(lambda b, x, y: b.fsub(x, y))
+
+
+@emit.instruction
+def tile_mul(_context: Any, left: Any, right: Any) -> Any:
+    """left * right."""
+    return left(left, right), _pairs(lambda b, x, y: b.fmul(x, y))
+
+
+@emit.instruction
+def tile_muladd(_context: Any, left: Any, right: Any, addend: Any) -> Any:
+    """left * right + addend."""
 
     def generate(_c: Any, b: ir.IRBuilder, _sig: Any, args: list[ir.Value]) -> ir.Value:
-        return emit.tile_map(b, args[0], lambda v, i: b.fadd(v, b.extract_value(args[1], i)))
+        _, right, addend = args
+        return emit.tile_map(
+            b,
+            args[0],
+            lambda v, i: emit.muladd(b, v, b.extract_value(right, i), b.extract_value(addend, i)),
+        )
 
-    return left(left, right), generate
+    return left(left, right, addend), generate
 
 
 @emit.instruction

@@ -1,5 +1,5 @@
 # ruff: noqa: ARG001 - numba reads an intrinsic's arguments from its signature
-"""Masks, reductions and exponentials on register tiles, for attention."""
+"""Masks, reductions and exponentials on register tiles."""
 
 from __future__ import annotations
 
@@ -146,3 +146,15 @@ def tile_softcap(_context: Any, tile: Any, cap: Any) -> Any:
         return emit.tile_map(b, args[0], capped)
 
     return tile(tile, types.float32), generate
+
+
+@emit.instruction
+def tile_silu(_context: Any, tile: Any) -> Any:
+    """tile / (1 + exp(-tile)); -inf stays -inf."""
+    w = tile.width
+
+    def generate(_c: Any, b: ir.IRBuilder, _sig: Any, args: list[ir.Value]) -> ir.Value:
+        one = emit.constant(w, 1.0)
+        return emit.tile_map(b, args[0], lambda v, _: b.fdiv(v, b.fadd(one, _exp(b, b.fneg(v)))))
+
+    return tile(tile), generate

@@ -50,3 +50,16 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
     page, offset = slots // k_pages.shape[3], slots % k_pages.shape[3]
     k_pages[page, :, :, offset] = k.to(k_pages.dtype)
     v_pages[page, :, offset, : v.shape[2]] = v.to(v_pages.dtype)
+
+
+def rotate_and_write(
+    qkv: Tensor, cos: Tensor, sin: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor
+) -> None:
+    """See `gossamer.kernels.attention.rotate_and_write`."""
+    kv_heads, head_dim = k_pages.shape[1:3]
+    heads = qkv.view(len(qkv), -1, head_dim)
+    rotated = heads[:, :-kv_heads]
+    left, right = rotated.chunk(2, dim=-1)
+    turned = torch.cat((-right, left), dim=-1)
+    rotated.copy_(rotated * cos[:, None] + turned * sin[:, None])
+    write_kv(rotated[:, -kv_heads:], heads[:, -kv_heads:], k_pages, v_pages, slots)

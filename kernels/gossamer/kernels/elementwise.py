@@ -1,0 +1,52 @@
+"""What lies between the products of a layer, one pass over memory each."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.kernels.backends import Backend, implementation
+from gossamer.kernels.errors import ShapeError
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu") -> Tensor:
+    """Semantics: y[t] = weight · x[t] / sqrt(mean(x[t]²) + eps).
+
+    Args:
+        x: [rows, width], rows contiguous. "cpu": float32.
+        weight: [width], contiguous, in x's dtype.
+        eps: added to the mean square.
+        backend: "cpu" or "reference".
+
+    Returns:
+        [rows, width], contiguous.
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        BackendUnavailableError: see `implementation`.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019).
+    """
+    if x.dim() != 2 or weight.shape != x.shape[1:]:
+        raise ShapeError("x", f"[rows, {len(weight)}]", tuple(x.shape))
+    y: Tensor = implementation(backend, "elementwise").rms_norm(x, weight, eps)
+    return y
+
+
+def silu_and_mul(gate_up: Tensor, backend: Backend = "cpu") -> Tensor:
+    """Semantics: y[t, i] = silu(g[t, i]) · u[t, i], g and u the left and right half of a row.
+
+    Args:
+        gate_up: [rows, 2 * width], rows contiguous. "cpu": float32.
+        backend: "cpu" or "reference".
+
+    Returns:
+        [rows, width], contiguous.
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        BackendUnavailableError: see `implementation`.
+    """
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
+        raise ShapeError("gate_up", "[rows, 2 * width]", tuple(gate_up.shape))
+    y: Tensor = implementation(backend, "elementwise").silu_and_mul(gate_up)
+    return y
