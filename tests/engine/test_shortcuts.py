@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchMap
 from gossamer.engine.patched import StepDeltas, patch
-from gossamer.engine.shortcuts import GatedMLP, RMSNorm, RotaryAttention, shorten
+from gossamer.engine.shortcuts import GatedMLP, PreNormLayer, RMSNorm, RotaryAttention, shorten
 from tests.tiny import ARCHS, COMMON, tiny_model
 
 LAYERS = COMMON["num_hidden_layers"]
@@ -27,6 +27,8 @@ SHORT = {
 }
 
 
+KINDS = (RotaryAttention, GatedMLP, RMSNorm, PreNormLayer)
+
 Forward = Callable[..., object]
 Change = Callable[[PreTrainedModel], None]
 
@@ -40,13 +42,14 @@ def shortened(arch: str, change: Change = lambda _: None) -> dict[type, int]:
     shorten(model, "cpu")
     assert torch.equal(torch.get_rng_state(), state)
     kinds = [type(module) for module in model.modules()]
-    return {kind: kinds.count(kind) for kind in (RotaryAttention, GatedMLP, RMSNorm)}
+    return {kind: kinds.count(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_what_is_replaced(arch: str) -> None:
     counts = shortened(arch)
     assert (counts[RotaryAttention], counts[GatedMLP]) == SHORT[arch]
+    assert counts[PreNormLayer] == (LAYERS if SHORT[arch] == (LAYERS, LAYERS) else 0)
     assert counts[RMSNorm] >= 2 * LAYERS + 1
 
 
@@ -54,7 +57,7 @@ def spoil(name: str, wrap: Callable[[Forward], Forward]) -> Change:
     """A change to one kind of module of the first layer."""
 
     def change(model: PreTrainedModel) -> None:
-        module = model.get_submodule(f"model.layers.0.{name}")
+        module = model.get_submodule(f"model.layers.0.{name}".rstrip("."))
         module.forward = wrap(module.forward)
 
     return change
@@ -70,7 +73,12 @@ def times(result: object, factor: float) -> object:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("self_attn", RotaryAttention), ("mlp", GatedMLP), ("input_layernorm", RMSNorm)],
+    [
+        ("self_attn", RotaryAttention),
+        ("mlp", GatedMLP),
+        ("input_layernorm", RMSNorm),
+        ("", PreNormLayer),
+    ],
 )
 def test_a_module_that_computes_something_else_stays(name: str, kind: type) -> None:
     whole = shortened("llama")[kind]

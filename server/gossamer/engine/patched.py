@@ -53,10 +53,11 @@ class BaseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]; all leading dimensions together are the rows of the step."""
-        y = self._rows(x.reshape(-1, x.shape[-1]))
+        y = self.rows(x.reshape(-1, x.shape[-1]))
         return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def rows(self, x: Tensor) -> Tensor:
+        """x [rows, in] → [rows, out]."""
         y = linear(x, self.weight, self.transposed, self._backend)
         if self.bias is not None:
             y += self.bias
@@ -79,8 +80,9 @@ class PatchedLinear(BaseLinear):
         self.name = name
         self._deltas = deltas
 
-    def _rows(self, x: Tensor) -> Tensor:
-        y = super()._rows(x)
+    def rows(self, x: Tensor) -> Tensor:
+        """x [rows of the step, in] → [rows, out]."""
+        y = super().rows(x)
         deltas = self._deltas
         if deltas.plan is not None:
             bound = deltas.bound.get(self.name)
