@@ -8,7 +8,9 @@ that from the row locks (`with_for_update`) that each write takes first, which S
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +122,21 @@ class Registry:
             raise
 
 
+def _switch_to_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
+    """The first connection to a new file changes its mode. SQLite does not wait for its lock then,
+    whatever the timeout, when another process is doing the same."""
+    deadline = time.monotonic() + busy_timeout_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _engine(url: str, busy_timeout_s: float) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -133,7 +150,8 @@ def _engine(url: str, busy_timeout_s: float) -> sa.Engine:
     def _on_connect(connection: Any, _record: object) -> None:
         # Python's sqlite3 would open transactions by itself, and later than it should.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _switch_to_wal(connection, busy_timeout_s)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
