@@ -39,7 +39,9 @@ ROWS_AT_ONCE, SERIAL_ROWS = 16, 64
 VECTORS = 4
 STEP = VECTORS * LANES
 
-TICKET, Y, X, WEIGHT, ROWS, WIDTH, X_ROW, EPS = range(0, 8 * 8, 8)
+NORM, SILU = 0, 1
+
+TICKET, OPERATION, Y, X, ROWS, WIDTH, X_ROW, WEIGHT, EPS = range(0, 9 * 8, 8)
 
 
 @subroutine
@@ -74,30 +76,21 @@ def _silu_row(y: int, x: int, width: int) -> None:
 
 
 @Kernel
-def _norm(d: int) -> None:
-    """Draws rows and norms them until there are none."""
+def _each_row(d: int) -> None:
+    """Draws rows until there are none, and norms or activates them."""
     rows, width = load_i64(d + ROWS), load_i64(d + WIDTH)
     first = fetch_add(d + TICKET, ROWS_AT_ONCE)
     while first < rows:
         for t in range(first, min(first + ROWS_AT_ONCE, rows)):
             y, x = load_i64(d + Y) + 4 * t * width, load_i64(d + X) + t * load_i64(d + X_ROW)
-            _norm_row(y, x, load_i64(d + WEIGHT), width, load_f64(d + EPS))
+            if load_i64(d + OPERATION) == NORM:
+                _norm_row(y, x, load_i64(d + WEIGHT), width, load_f64(d + EPS))
+            else:
+                _silu_row(y, x, width)
         first = fetch_add(d + TICKET, ROWS_AT_ONCE)
 
 
-@Kernel
-def _silu(d: int) -> None:
-    """Draws rows and activates them until there are none."""
-    rows, width = load_i64(d + ROWS), load_i64(d + WIDTH)
-    first = fetch_add(d + TICKET, ROWS_AT_ONCE)
-    while first < rows:
-        for t in range(first, min(first + ROWS_AT_ONCE, rows)):
-            y, x = load_i64(d + Y) + 4 * t * width, load_i64(d + X) + t * load_i64(d + X_ROW)
-            _silu_row(y, x, width)
-        first = fetch_add(d + TICKET, ROWS_AT_ONCE)
-
-
-KERNELS = (_norm, _silu)
+KERNELS = (_each_row,)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,7 +98,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     require_fp32(("x", x), ("weight", weight))
     require_contiguous(weight=weight)
     y = torch.empty(x.shape)
-    _launch(_norm, y, x, weight.data_ptr(), eps)
+    _launch(NORM, y, x, weight.data_ptr(), eps)
     return y
 
 
@@ -113,11 +106,12 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """See `gossamer.kernels.elementwise.silu_and_mul`."""
     require_fp32(("gate_up", gate_up))
     y = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    _launch(_silu, y, gate_up, 0, 0.0)
+    _launch(SILU, y, gate_up)
     return y
 
 
-def _launch(kernel: Kernel, y: Tensor, x: Tensor, weight: int, eps: float) -> None:
+def _launch(operation: int, y: Tensor, x: Tensor, weight: int = 0, eps: float = 0.0) -> None:
     rows, width = y.shape
-    d = (0, y.data_ptr(), x.data_ptr(), weight, rows, width, 4 * x.stride(0), float_bits(eps))
-    kernel.launch(descriptor(d), 1 if rows < SERIAL_ROWS else max_threads())
+    d = (0, operation, y.data_ptr(), x.data_ptr(), rows, width, 4 * x.stride(0), weight)
+    threads = 1 if rows < SERIAL_ROWS else max_threads()
+    _each_row.launch(descriptor((*d, float_bits(eps))), threads)

@@ -41,19 +41,19 @@ DEPTH = 32
 #: How far ahead of its use a weight is asked for, in bytes of its own row.
 AHEAD = 128
 
-VECTOR = 4 * LANES
-
 #: The same for a weight stored as (out, in), whose rows are read sixteen at a time.
 AHEAD_IN_ROW = 256
 
 #: Rows of such a weight in a ticket.
 OUTPUTS_PER_TICKET = 1024
 
+VECTOR = 4 * LANES
+
 TICKET, Y, X, WEIGHT, ROWS, INPUTS, OUTPUTS, WIDTH = range(0, 8 * 8, 8)
 
 
-def _make_tile(rows: int, columns: int) -> Any:
-    R, C = rows, columns
+def _make_tile(vectors: int) -> Any:
+    R, C = ROWS_PER_TILE, vectors
     RC = R * C
 
     @subroutine
@@ -76,7 +76,7 @@ def _make_tile(rows: int, columns: int) -> Any:
     return tile
 
 
-_two_vectors, _one_vector = _make_tile(ROWS_PER_TILE, 2), _make_tile(ROWS_PER_TILE, 1)
+_two_vectors, _one_vector = _make_tile(2), _make_tile(1)
 
 
 @Kernel
@@ -167,7 +167,6 @@ def _by_rows(x: Tensor, weight: Tensor) -> Tensor:
     xt = torch.zeros(inputs, LANES)
     xt[:, :rows] = x.t()
     y = torch.empty(LANES, outputs)
-    share = OUTPUTS_PER_TICKET
-    d = (0, y.data_ptr(), xt.data_ptr(), weight.data_ptr(), LANES, inputs, outputs, share)
-    _rows.launch(descriptor(d), max_threads())
+    d = (0, y.data_ptr(), xt.data_ptr(), weight.data_ptr(), LANES, inputs, outputs)
+    _rows.launch(descriptor((*d, OUTPUTS_PER_TICKET)), max_threads())
     return y[:rows]
