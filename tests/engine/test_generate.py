@@ -17,7 +17,7 @@ from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.errors import UnsupportedModel
 from gossamer.engine.messages import Request, Sampling
-from gossamer.engine.shortcuts import RMSNorm
+from gossamer.engine.short_modules import RMSNorm
 from gossamer.store.delta import DeltaSet
 from tests.engine.running import TOKENIZER, ask, generate, prompts, running, tokens_of
 from tests.tiny import ARCHS, COMMON, VOCAB_SIZE, tiny_model

@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchMap
 from gossamer.engine.patched import StepDeltas, patch
-from gossamer.engine.shortcuts import GatedMLP, PreNormLayer, RMSNorm, RotaryAttention, shorten
+from gossamer.engine.short_modules import (
+    GatedMLP,
+    PreNormLayer,
+    RMSNorm,
+    RotaryAttention,
+)
+from gossamer.engine.shortcuts import shorten
 from tests.tiny import ARCHS, COMMON, tiny_model
 
 LAYERS = COMMON["num_hidden_layers"]
@@ -114,7 +120,7 @@ def test_constants_of_a_layer_are_kept() -> None:
     model = tiny_model("gemma2")
     patch(model, PatchMap.of(model), StepDeltas(), "cpu")
     shorten(model, "cpu")
-    found = [m._constants for m in model.modules() if isinstance(m, RotaryAttention)]
+    found = [m.constants for m in model.modules() if isinstance(m, RotaryAttention)]
     assert all(c["softcap"] == model.config.attn_logit_softcapping for c in found)
     windows = {c.get("sliding_window") for c in found}
     assert windows == {None, model.config.sliding_window}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gossamer.kernels import PackError, Piece, ShapeError, bind, pack, to_dense
+from gossamer.kernels import BoundDeltas, PackError, Piece, ShapeError, bind, pack, to_dense
 from gossamer.kernels.delta import OBJECT_BYTES
 from tests.kernels.cases import SHAPES, block_piece, dense, element_piece, generator
 
@@ -135,14 +135,32 @@ def test_too_many_columns_are_refused() -> None:
 def test_bind_wants_one_shape_and_counts() -> None:
     packed = pack([GOOD], (4, 10))
     both = bind([packed, None, packed], (4, 10))
-    assert (both.nnz, both.table.tolist()[5]) == (6, 0)
-    assert both.table.tolist()[4] == packed.data.data_ptr()
-    assert both.table.tolist()[:4] == [4, 10, 16, 1]
+    assert (both.nnz, both.table.tolist()[6]) == (6, 0)
+    assert both.table.tolist()[5] == packed.data.data_ptr()
+    assert both.table.tolist()[:5] == [4, 10, 16, 1, 6]
     assert bind([None], (4, 10)).is_empty
     with pytest.raises(ShapeError):
         bind([packed], (10, 4))
     with pytest.raises(ShapeError):
         bind([packed, pack([GOOD], (4, 10), 2)], (4, 10))
+
+
+def test_a_room_says_what_the_deltas_say_that_it_holds() -> None:
+    packed = pack([GOOD], (4, 10))
+    room = BoundDeltas.room((4, 10), projections=1, slots=3)
+    address = room.table.data_ptr()
+    empty = room.table.tolist()
+    for deltas in ([packed, None, packed], [None, packed], [packed]):
+        bound = bind(deltas, (4, 10))
+        room.hold(bound)
+        assert room.table.tolist() == bound.table.tolist() + [0] * (3 - len(deltas))
+    room.hold(None)
+    assert room.table.tolist() == empty
+    assert room.table.data_ptr() == address
+    assert not room.is_empty
+    for bound in (bind([packed] * 4, (4, 10)), bind([None], (10, 4))):
+        with pytest.raises(ShapeError):
+            room.hold(bound)
 
 
 def test_the_package_and_the_reference_need_no_numba() -> None:

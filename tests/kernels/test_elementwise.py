@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer.kernels import BACKENDS, Backend, ShapeError, rms_norm, silu_and_mul
+from gossamer.kernels import (
+    BACKENDS,
+    Backend,
+    ShapeError,
+    fused_add_rms_norm,
+    rms_norm,
+    silu_and_mul,
+)
 from gossamer.kernels.reference import elementwise as reference
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.cases import generator
@@ -29,6 +36,22 @@ def test_the_root_mean_square_norm(rows: int, width: int, backend: Backend) -> N
         assert not agrees(rms_norm(wrong, weight, 1e-2, backend), wanted)
     assert width == 1 or not agrees(rms_norm(x, weight.flip(0), 1e-2, backend), wanted)
     assert not agrees(rms_norm(x, weight, 2e-2, backend), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_a_sum_and_its_norm(rows: int, width: int, backend: Backend) -> None:
+    g = generator(rows)
+    residual, x = torch.randn(2, rows, width, generator=g).unbind()
+    weight = torch.randn(width, generator=g)
+    total = residual + x
+    y = fused_add_rms_norm(residual, x, weight, 1e-2, backend)
+    assert torch.equal(residual, total)
+    assert torch.equal(y, rms_norm(total, weight, 1e-2, backend))
+    assert agrees(y, reference.rms_norm(total.double(), weight.double(), 1e-2))
+    apart = torch.zeros(rows, width + 3)[:, :width]
+    assert torch.equal(fused_add_rms_norm(apart, total, weight, 1e-2, backend), y)
+    assert torch.equal(apart, total)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,3 +103,8 @@ def test_what_does_not_fit() -> None:
             silu_and_mul(bad)
     with pytest.raises(ShapeError):
         rms_norm(x.double(), weight, 1e-5)
+    for residual, added in ((x, torch.ones(3, 6)), (x, torch.ones(6, 2).t()), (x[0], x[0])):
+        with pytest.raises(ShapeError):
+            fused_add_rms_norm(residual, added, weight, 1e-5)
+    with pytest.raises(ShapeError):
+        fused_add_rms_norm(x, x.clone(), torch.ones(5), 1e-5)

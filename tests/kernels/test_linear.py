@@ -49,10 +49,25 @@ def test_products_of_any_number_of_rows(
         assert not agrees(linear(x, stored(wrong, transposed), transposed, backend), wanted)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_bias(transposed: bool, backend: Backend) -> None:
+    bias = torch.randn(48, generator=generator(7))
+    for rows in ROWS:
+        x, weight = case(rows, (48, 33))
+        wanted = x.double() @ weight.double().t() + bias
+        w = stored(weight, transposed)
+        assert agrees(linear(x, w, transposed, backend, bias), wanted)
+        assert not agrees(linear(x, w, transposed, backend, bias.flip(0)), wanted)
+    for bad in (bias[1:], bias.double()):
+        with pytest.raises(ShapeError, match="bias"):
+            linear(x, w, transposed, backend, bad)
+
+
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_row_does_not_depend_on_its_neighbours(transposed: bool, threads: int) -> None:
-    least, most = cpu.FEW_ROWS["in, out" if transposed else "out, in"]
+    least, most = (1, cpu.MOST_ROWS) if transposed else (cpu.ROWS_OUT_IN[0], cpu.ROWS_OUT_IN[-1])
     x, weight = case(most, (1040, 200))
     before = torch.get_num_threads()
     try:
@@ -68,16 +83,22 @@ def test_a_row_does_not_depend_on_its_neighbours(transposed: bool, threads: int)
 def test_the_kernel_runs_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, bool]] = []
 
-    def counted(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    def counted(x: Tensor, weight: Tensor, transposed: bool, _bias: None) -> Tensor:
         calls.append((len(x), transposed))
         return torch.empty(0)
 
     monkeypatch.setattr(library, "linear", counted)
-    for rows in (3, 4, 16, 17, 24, 25):
+    for rows in (1, 2, 3, 16, 17, 24, 25):
         x, weight = case(rows, (64, 64))
         linear(x, weight, True)
         linear(x, weight, False)
-    assert calls == [(3, True), (17, False), (24, False), (25, True), (25, False)]
+    assert calls == [
+        (1, False),
+        (2, False),
+        *((n, False) for n in (17, 24)),
+        (25, True),
+        (25, False),
+    ]
     calls.clear()
     x, weight = case(8, (64, 64))
     linear(x.half(), weight.half(), True)  # another dtype

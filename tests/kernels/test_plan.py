@@ -33,7 +33,7 @@ def test_runs_say_the_same_as_rows() -> None:
     assert one.chunks.tolist() == other.chunks.tolist()
     assert one.chunks[:, 1].tolist() == [16, 16, 8, 16, 4]
     assert one.rows == 62
-    assert one.nbytes == 8 * (60 + 5 * 4 + 3)
+    assert one.nbytes == 8 * (4 + 60 + 5 * 4 + 3)
 
 
 def test_chunks_are_no_longer_than_asked() -> None:
@@ -92,3 +92,17 @@ def test_the_cpu_backend_refuses_other_dtypes_and_layouts() -> None:
     ):
         with pytest.raises(ShapeError):
             apply(bad_y, bad_x, deltas, plan, weights)
+
+
+def test_a_room_says_what_the_plan_says_that_it_holds() -> None:
+    room = WorkPlan.room(rows=5, members=2)
+    address = room.data.data_ptr()
+    every = [(4, 1), (3,), (2, 0), (9,), (6, 7)]  # as much as there can be: a chunk a row
+    for rows in (every, [(0,)] * 5, [(), (1,), (), (), ()], every):
+        plan = WorkPlan.build(rows)
+        room.hold(plan)
+        assert room.data[: len(plan.data)].tolist() == plan.data.tolist()
+        assert room.data.data_ptr() == address
+    for other in ([(0,)] * 4, [(0, 1, 2)] * 5):
+        with pytest.raises(ShapeError):
+            room.hold(WorkPlan.build(other))

@@ -20,16 +20,18 @@ from gossamer.kernels.delta import (
     pack,
     to_dense,
 )
-from gossamer.kernels.elementwise import rms_norm, silu_and_mul
+from gossamer.kernels.elementwise import fused_add_rms_norm, rms_norm, silu_and_mul
 from gossamer.kernels.errors import (
     BackendUnavailableError,
     IndexRangeError,
     KernelError,
+    NotCapturableError,
     PackError,
     ShapeError,
 )
 from gossamer.kernels.linear import linear
 from gossamer.kernels.plan import WorkPlan
+from gossamer.kernels.program import Program, ProgramPool, program_pool
 from gossamer.kernels.scatter import Saved, fuse_into, restore
 
 __all__ = [
@@ -40,9 +42,12 @@ __all__ = [
     "BoundDeltas",
     "IndexRangeError",
     "KernelError",
+    "NotCapturableError",
     "PackError",
     "PackedDelta",
     "Piece",
+    "Program",
+    "ProgramPool",
     "Saved",
     "ShapeError",
     "WorkPlan",
@@ -51,12 +56,14 @@ __all__ = [
     "available_backends",
     "bind",
     "fuse_into",
+    "fused_add_rms_norm",
     "kv_page_bytes",
     "kv_page_shapes",
     "linear",
     "new_kv_pages",
     "pack",
     "paged_attention",
+    "program_pool",
     "restore",
     "rms_norm",
     "rotate_and_write",

@@ -41,7 +41,7 @@ def apply(
         ShapeError: a shape, dtype or stride does not fit.
         BackendUnavailableError: see `implementation`.
     """
-    if plan.chunks.shape[0] and bound.nnz:
+    if not (plan.is_empty or bound.is_empty):
         implementation(backend, "apply").apply(y, x, bound, plan, weights)
 
 

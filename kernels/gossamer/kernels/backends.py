@@ -41,7 +41,7 @@ def implementation(backend: Backend, op: str) -> ModuleType:
 
 
 def warm_up(backend: Backend = "cpu") -> None:
-    """Compiles every kernel of a backend, or reads it from the disk cache.
+    """Compiles every kernel of a backend, or reads it from the disk cache; "reference" has none.
 
     Takes seconds in the first process after an installation and a fraction of a second later
     (figures in the decision record on the CPU kernels). May run in any thread, beside anything;
@@ -50,6 +50,8 @@ def warm_up(backend: Backend = "cpu") -> None:
     Raises:
         BackendUnavailableError: see `implementation`.
     """
-    for op in ("apply", "attention", "elementwise", "linear", "packing", "scatter"):
+    if backend == "reference":
+        return
+    for op in ("apply", "attention", "elementwise", "linear", "packing", "program", "scatter"):
         for kernel in getattr(implementation(backend, op), "KERNELS", ()):
             kernel.compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,9 @@ from gossamer.kernels.layout import MAX_COLUMNS, TILE_SIDES, block_rows
 #: What the Python objects of one packed delta take beside its buffer, in bytes: measured as growth
 #: of the resident set over 20 000 of them.
 OBJECT_BYTES = 512
+
+#: Words of `BoundDeltas.table` in front of the addresses.
+TABLE_WORDS = 5
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,9 +79,9 @@ class BoundDeltas:
     Attributes:
         shape: (out_features, in_features) of the patched weight.
         deltas: by slot; None where a resident does not touch this weight. Holds them in memory.
-        table: int64 [4 + slots]: out_features, in_features, rows of a row block, row blocks; then
-            the address of each packed buffer, 0 for None.
-        nnz: entries over all slots.
+        table: int64 [5 + slots]: out_features, in_features, rows of a row block, row blocks,
+            entries over all slots; then the address of each packed buffer, 0 for None.
+        nnz: entries over all slots; of a `room`, the most there can be.
         projections: packed projections of the weight.
     """
 
@@ -91,6 +95,26 @@ class BoundDeltas:
     def is_empty(self) -> bool:
         """Whether no resident touches the weight."""
         return self.nnz == 0
+
+    @classmethod
+    def room(cls, shape: tuple[int, int], projections: int, slots: int) -> BoundDeltas:
+        """Bound deltas of which only the table's memory matters: for up to so many slots."""
+        empty = bind([None] * slots, shape)
+        return cls(shape, empty.deltas, empty.table, sys.maxsize, projections)
+
+    def hold(self, bound: BoundDeltas | None) -> None:
+        """Semantics: `table` says what `bound` says; the caller keeps the deltas in memory.
+
+        Raises:
+            ShapeError: it has another shape, or more slots.
+        """
+        words = len(self.table) if bound is None else len(bound.table)
+        if bound is not None and (bound.shape != self.shape or words > len(self.table)):
+            expected = f"{self.shape} with at most {len(self.deltas)} slots"
+            raise ShapeError("bound", expected, (bound.shape, len(bound.deltas)))
+        self.table[TABLE_WORDS - 1 :] = 0
+        if bound is not None:
+            self.table[:words] = bound.table
 
 
 def pack(
@@ -139,13 +163,14 @@ def bind(deltas: Sequence[PackedDelta | None], shape: tuple[int, int]) -> BoundD
                 (delta.shape, delta.projections),
             )
     per_block = block_rows(shape[0])
-    table = [*shape, per_block, -(-shape[0] // per_block)]
+    nnz = sum(d.nnz for d in present)
+    table = [*shape, per_block, -(-shape[0] // per_block), nnz]
     table += [0 if d is None else d.data.data_ptr() for d in deltas]
     return BoundDeltas(
         shape=shape,
         deltas=tuple(deltas),
         table=torch.tensor(table, dtype=torch.int64),
-        nnz=sum(d.nnz for d in present),
+        nnz=nnz,
         projections=present[0].projections if present else 1,
     )
 

@@ -32,6 +32,29 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu") ->
     return y
 
 
+def fused_add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu"
+) -> Tensor:
+    """Semantics: residual += x, in place; then `rms_norm` of it.
+
+    Args:
+        residual: [rows, width], rows contiguous.
+        x: [rows, width], contiguous.
+        weight, eps, backend: as for `rms_norm`.
+
+    Returns:
+        [rows, width], contiguous.
+
+    Raises:
+        ShapeError: a shape, dtype or stride does not fit.
+        BackendUnavailableError: see `implementation`.
+    """
+    if residual.dim() != 2 or x.shape != residual.shape or weight.shape != x.shape[1:]:
+        raise ShapeError("x", f"{list(residual.shape)}, and a weight of its width", tuple(x.shape))
+    y: Tensor = implementation(backend, "elementwise").fused_add_rms_norm(residual, x, weight, eps)
+    return y
+
+
 def silu_and_mul(gate_up: Tensor, backend: Backend = "cpu") -> Tensor:
     """Semantics: y[t, i] = silu(g[t, i]) · u[t, i], g and u the left and right half of a row.
 

@@ -55,6 +55,18 @@ class IndexRangeError(KernelError, IndexError):
         self.limit = limit
 
 
+class NotCapturableError(KernelError, RuntimeError):
+    """A function cannot be recorded as a program.
+
+    Attributes:
+        operation: what it did besides launching kernels.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"a program of kernels cannot hold {operation}")
+        self.operation = operation
+
+
 class BackendUnavailableError(KernelError, RuntimeError):
     """The chosen backend cannot run in this process.
 

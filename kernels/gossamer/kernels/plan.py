@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer.kernels.errors import ShapeError
+
 #: Rows that a kernel takes at once: 16 accumulators of 16 lanes, with their operands, are what
 #: AVX-512's 32 registers hold. A longer run of rows finds the deltas in the cache.
 CHUNK_ROWS = 16
+
+#: Words of a plan's tensor in front of the chunks.
+HEADER_WORDS = 4
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,28 +29,58 @@ class WorkPlan:
         rows: token rows of the step, T.
         members: largest number of members of a row; `weights` must be at least that wide.
         slots: one more than the highest slot in use.
-        order: int64 [n], the rows that have members, chunk by chunk.
-        chunks: int64 [chunks, 4]: first index into `order`, number of rows, first index into
-            `sets`, number of members.
-        sets: int64, the slots of each distinct set, one set behind the other.
+        data: int64: number of chunks, where `order` begins, where `sets` begins, 0; then `chunks`,
+            `order` and `sets`, one behind the other. One tensor, so one copy to a device, that a
+            captured program finds where it was.
     """
 
     rows: int
     members: int
     slots: int
-    order: Tensor
-    chunks: Tensor
-    sets: Tensor
+    data: Tensor
+
+    @property
+    def chunks(self) -> Tensor:
+        """int64 [chunks, 4]: first index into `order`, number of rows, first index into `sets`,
+        number of members."""
+        return self.data[HEADER_WORDS : int(self.data[1])].view(-1, 4)
+
+    @property
+    def order(self) -> Tensor:
+        """int64 [n]: the rows that have members, chunk by chunk."""
+        return self.data[int(self.data[1]) : int(self.data[2])]
+
+    @property
+    def sets(self) -> Tensor:
+        """int64: the slots of each distinct set, one set behind the other."""
+        return self.data[int(self.data[2]) :]
 
     @property
     def is_empty(self) -> bool:
         """Whether no row has a member, so that `apply` has nothing to do."""
-        return self.chunks.shape[0] == 0
+        return self.slots == 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plan's tensors."""
-        return self.order.nbytes + self.chunks.nbytes + self.sets.nbytes
+        """Bytes of the plan's tensor."""
+        return self.data.nbytes
+
+    @classmethod
+    def room(cls, rows: int, members: int) -> WorkPlan:
+        """A plan of which only the memory matters: for any plan of so many rows and members."""
+        words = HEADER_WORDS + 4 * rows + rows + rows * members
+        return cls(rows, members, rows * members, torch.zeros(words, dtype=torch.int64))
+
+    def hold(self, plan: WorkPlan) -> None:
+        """Semantics: `data` says what the plan says. For a `room` that is large enough.
+
+        Raises:
+            ShapeError: it is not.
+        """
+        if plan.rows != self.rows or plan.members > self.members:
+            expected = f"{self.rows} rows with at most {self.members} members"
+            raise ShapeError("plan", expected, (plan.rows, plan.members))
+        self.data[: len(plan.data)] = plan.data
 
     @classmethod
     def build(
@@ -100,11 +135,11 @@ class WorkPlan:
                 chunks.append((len(order) + start, count, len(sets), len(slots)))
             order += members
             sets += slots
+        words = [word for chunk in chunks for word in chunk]
+        header = (len(chunks), HEADER_WORDS + len(words), HEADER_WORDS + len(words) + len(order), 0)
         return cls(
             rows=rows,
             members=max(map(len, groups), default=0),
             slots=max(sets, default=-1) + 1,
-            order=torch.tensor(order, dtype=torch.int64),
-            chunks=torch.tensor(chunks, dtype=torch.int64).view(-1, 4),
-            sets=torch.tensor(sets, dtype=torch.int64),
+            data=torch.tensor([*header, *words, *order, *sets], dtype=torch.int64),
         )

@@ -8,13 +8,15 @@ of its parent (`shortcuts`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gossamer.base.patch_map import PatchMap, stacked
+from gossamer.base.patch_map import PatchedWeight, PatchMap, stacked
 from gossamer.kernels import BoundDeltas, WorkPlan, apply, linear
 from gossamer.kernels.backends import Backend
 
@@ -28,11 +30,23 @@ class StepDeltas:
         weights: float32 [rows of the step, most members, 1], zero beyond a row's members.
         bound: patched weight name → the residents' deltas on it, by slot. Weights that no
             active resident changes are absent.
+        version: another number whenever `bound` is another.
     """
 
     plan: WorkPlan | None = None
     weights: Tensor | None = None
     bound: dict[str, BoundDeltas] = field(default_factory=dict)
+    version: int = 0
+
+    @contextmanager
+    def replaced(self, other: StepDeltas) -> Iterator[None]:
+        """Stand for another's plan, weights and bound deltas meanwhile."""
+        before = self.plan, self.weights, self.bound
+        self.plan, self.weights, self.bound = other.plan, other.weights, other.bound
+        try:
+            yield
+        finally:
+            self.plan, self.weights, self.bound = before
 
 
 class BaseLinear(nn.Module):
@@ -58,10 +72,7 @@ class BaseLinear(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """x [rows, in] → [rows, out]."""
-        y = linear(x, self.weight, self.transposed, self._backend)
-        if self.bias is not None:
-            y += self.bias
-        return y
+        return linear(x, self.weight, self.transposed, self._backend, self.bias)
 
 
 class PatchedLinear(BaseLinear):
@@ -72,12 +83,15 @@ class PatchedLinear(BaseLinear):
     """
 
     def __init__(
-        self, name: str, weight: Tensor, bias: Tensor | None, deltas: StepDeltas, backend: Backend
-    ) -> None:
+        self, patched: PatchedWeight, weight: Tensor, bias: Tensor | None, deltas: StepDeltas,
+        backend: Backend,
+    ) -> None:  # fmt: skip
         transposed = weight.device.type == "cpu"
         stored = (weight.t() if transposed else weight).contiguous()
         super().__init__(nn.Parameter(stored, requires_grad=False), bias, backend, transposed)
-        self.name = name
+        self.name = patched.name
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.projections = len(patched.rows)
         self._deltas = deltas
 
     def rows(self, x: Tensor) -> Tensor:
@@ -134,7 +148,7 @@ def patch(
     products: dict[str, PatchedLinear] = {}
     for patched in patch_map.weights.values():
         weight, bias = stacked(model, patched)
-        linear = PatchedLinear(patched.name, weight, bias, deltas, backend)
+        linear = PatchedLinear(patched, weight, bias, deltas, backend)
         products[patched.name] = linear
         if len(patched.modules) == 1:
             model.set_submodule(patched.modules[0], linear)

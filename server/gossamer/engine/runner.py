@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from gossamer.base.patch_map import PatchMap
 from gossamer.engine.attention import NAME, AttentionStep
 from gossamer.engine.patched import StepDeltas, patch
+from gossamer.engine.replays import StackReplays
 from gossamer.engine.residency import Applied, Resident
+from gossamer.engine.short_modules import LayerStack
 from gossamer.engine.shortcuts import shorten
 from gossamer.kernels import PackedDelta, Piece, Saved, WorkPlan, bind, fuse_into, pack, restore
 from gossamer.kernels.attention import kv_page_bytes, new_kv_pages
@@ -72,6 +74,11 @@ class Runner:
             )
             for _ in range(g.layers)
         ]
+        for module in model.modules():
+            if isinstance(module, LayerStack) and config.kernels != "reference":
+                module.replays = StackReplays(
+                    self._deltas, self._products, config.max_members, config.kernels
+                )
         self._active: tuple[str, ...] = ()
         self._saved: list[tuple[Tensor, Saved]] = []
 
@@ -202,6 +209,7 @@ class Runner:
             name: bind([deltas.get(name) for deltas in slots], self.patch_map.weights[name].shape)
             for name in changed
         }
+        self._deltas.version += 1
         self._active = keys
 
     def forget_bound(self) -> None:

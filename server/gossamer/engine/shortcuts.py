@@ -18,15 +18,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from gossamer.engine.attention import AttentionStep, attend_rows, matters
+from gossamer.engine.attention import AttentionStep, matters
 from gossamer.engine.patched import PatchedLinear, Slice
-from gossamer.kernels import (
-    Backend,
-    new_kv_pages,
-    rms_norm,
-    rotate_and_write,
-    silu_and_mul,
+from gossamer.engine.short_modules import (
+    GatedMLP,
+    Heads,
+    LayerStack,
+    PreNormLayer,
+    RMSNorm,
+    RotaryAttention,
 )
+from gossamer.kernels import Backend, new_kv_pages, rotate_and_write
 
 RECORDER = "gossamer_recorder"
 
@@ -36,42 +38,6 @@ _ROWS = 3
 
 #: What a module raises that is called in a way it does not know.
 _MISFITS = (TypeError, AttributeError, KeyError, ValueError, IndexError, RuntimeError)
-
-
-class RMSNorm(nn.Module):
-    """A norm as one kernel."""
-
-    def __init__(self, weight: Tensor, eps: float, backend: Backend) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.eps = eps
-        self._backend = backend
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] → the same shape."""
-        return self.rows(x.reshape(-1, x.shape[-1])).view(x.shape)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """x [rows, width] → the same shape."""
-        return rms_norm(x, self.weight, self.eps, self._backend)
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate x) · up x), gate and up in one product."""
-
-    def __init__(self, gate_up: PatchedLinear, down: PatchedLinear, backend: Backend) -> None:
-        super().__init__()
-        self.gate_up = gate_up
-        self.down = down
-        self._backend = backend
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., hidden] → the same shape."""
-        return self.rows(x.reshape(-1, x.shape[-1])).view(x.shape)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """x [rows, hidden] → the same shape."""
-        return self.down.rows(silu_and_mul(self.gate_up.rows(x), self._backend))
 
 
 @dataclass(frozen=True)
@@ -87,82 +53,6 @@ class Recorded:
     value: Tensor
     returned: Tensor
     constants: dict[str, Any]
-
-
-class RotaryAttention(nn.Module):
-    """q, k and v in one product, rotated and stored by one kernel; attention; o."""
-
-    def __init__(
-        self, qkv: PatchedLinear, o: PatchedLinear, layer: int, recorded: Recorded, backend: Backend
-    ) -> None:
-        super().__init__()
-        self.qkv = qkv
-        self.o = o
-        self.heads, self.head_dim = recorded.query.shape[1], recorded.query.shape[3]
-        self.kv_heads = recorded.key.shape[1]
-        self._layer = layer
-        self._constants = recorded.constants
-        self._backend = backend
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        *,
-        step: AttentionStep,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """[1, rows, hidden] → ([1, rows, hidden], None); what else is passed changes nothing."""
-        return self.rows(hidden_states[0], position_embeddings, step)[None], None
-
-    def alone(self, rows: int) -> AttentionStep:
-        """A step of one sequence of up to 16 rows, with KV pages that only this layer has."""
-        pages = new_kv_pages(1, 16, self.kv_heads, self.head_dim)
-        return AttentionStep(
-            kv=[pages] * (self._layer + 1),
-            slots=torch.arange(rows),
-            page_table=torch.zeros(1, 1, dtype=torch.int32),
-            query_start=torch.tensor([0, rows], dtype=torch.int32),
-            context_len=torch.tensor([rows], dtype=torch.int32),
-            backend=self._backend,
-        )
-
-    def rows(self, x: Tensor, angles: tuple[Tensor, Tensor], step: AttentionStep) -> Tensor:
-        """x [rows, hidden] → the same shape; angles: cos and sin, [1, rows, dim]."""
-        qkv = self.qkv.rows(x)
-        cos, sin = angles
-        k_pages, v_pages = step.kv[self._layer]
-        rotate_and_write(qkv, cos[0], sin[0], k_pages, v_pages, step.slots, self._backend)
-        rows = qkv.shape[0]
-        query = qkv.view(rows, -1, self.head_dim)[:, : self.heads]
-        out = attend_rows(query, self._layer, step, **self._constants)
-        return self.o.rows(out.view(rows, -1))
-
-
-class PreNormLayer(nn.Module):
-    """x + attention(norm(x)), and on that x + mlp(norm(x))."""
-
-    def __init__(
-        self, norm: RMSNorm, attention: RotaryAttention, second_norm: RMSNorm, mlp: GatedMLP
-    ) -> None:
-        super().__init__()
-        self.norm = norm
-        self.attention = attention
-        self.second_norm = second_norm
-        self.mlp = mlp
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *,
-        position_embeddings: tuple[Tensor, Tensor],
-        step: AttentionStep,
-        **_: Any,
-    ) -> Tensor:
-        """[1, rows, hidden] → the same shape; what else is passed changes nothing."""
-        x = hidden_states[0]
-        x = x + self.attention.rows(self.norm.rows(x), position_embeddings, step)
-        return x.add_(self.mlp.rows(self.second_norm.rows(x)))[None]
 
 
 def record(
@@ -200,6 +90,7 @@ def shorten(model: PreTrainedModel, backend: Backend) -> None:
         torch.manual_seed(0)
         for kinds in ((_norm_like, _mlp_like, _attention_like), (_layer_like,)):
             _replace(model, kinds, backend)
+        _stack(model.base_model, backend)
     finally:
         torch.set_rng_state(state)
 
@@ -280,14 +171,15 @@ def _attention_like(module: nn.Module, backend: Backend) -> RotaryAttention | No
     try:
         out = module(hidden, position_embeddings=(cos, sin), attention_mask=None, calls=calls)
         (recorded,) = calls
-        made = RotaryAttention(qkv, o, layer, _known(recorded), backend)
+        heads = Heads(recorded.query.shape[1], recorded.key.shape[1], recorded.key.shape[3])
+        made = RotaryAttention(qkv, o, layer, heads, _known(recorded), backend)
         fits = _same(out[0], o(recorded.returned.reshape(1, _ROWS, -1)))
         return made if fits and _rotates_like(qkv, hidden, cos, sin, recorded, backend) else None
     except _MISFITS:
         return None
 
 
-def _layer_like(module: nn.Module, _: Backend) -> PreNormLayer | None:
+def _layer_like(module: nn.Module, backend: Backend) -> PreNormLayer | None:
     """Run beside the layer, on one sequence with a page of its own."""
     norms = [getattr(module, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
@@ -298,8 +190,8 @@ def _layer_like(module: nn.Module, _: Backend) -> PreNormLayer | None:
         return None
     made = PreNormLayer(first, attention, second, mlp)
     hidden = torch.randn(1, _ROWS, first.weight.shape[0])
-    angles = torch.randn(2, 1, _ROWS, attention.head_dim).unbind()
-    step = attention.alone(_ROWS)
+    angles = torch.randn(2, 1, _ROWS, attention.heads.dim).unbind()
+    step = _alone(attention, backend)
     try:
         wanted = module(hidden, position_embeddings=angles, attention_mask=None, step=step)
         return made if _same(made(hidden, position_embeddings=angles, step=step), wanted) else None
@@ -307,8 +199,49 @@ def _layer_like(module: nn.Module, _: Backend) -> PreNormLayer | None:
         return None
 
 
-def _known(recorded: Recorded) -> Recorded:
-    """The call with the constants that `attend_rows` takes.
+def _stack(base: nn.Module, backend: Backend) -> None:
+    """All layers as one module, if the base then computes the same as one by one."""
+    layers = getattr(base, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not layers:
+        return
+    each = [layer for layer in layers if isinstance(layer, PreNormLayer)]
+    if len(each) < len(layers):
+        return
+    hidden = torch.randn(1, _ROWS, each[0].norm.weight.shape[0])
+    last = max((layer.attention for layer in each), key=lambda attention: attention.layer)
+    step = _alone(last, backend)
+
+    def computed() -> Tensor:
+        positions = torch.arange(_ROWS)[None]
+        out = base(inputs_embeds=hidden, position_ids=positions, use_cache=False, step=step)
+        result: Tensor = out.last_hidden_state
+        return result
+
+    wanted = computed()
+    base.layers = nn.ModuleList([LayerStack(each)])
+    try:
+        same = _same(computed(), wanted)
+    except _MISFITS:
+        same = False
+    if not same:
+        base.layers = layers
+
+
+def _alone(attention: RotaryAttention, backend: Backend) -> AttentionStep:
+    """A step of one sequence of `_ROWS` rows; layers up to this one share a page."""
+    pages = new_kv_pages(1, 16, attention.heads.key_value, attention.heads.dim)
+    return AttentionStep(
+        kv=[pages] * (attention.layer + 1),
+        slots=torch.arange(_ROWS),
+        page_table=torch.zeros(1, 1, dtype=torch.int32),
+        query_start=torch.tensor([0, _ROWS], dtype=torch.int32),
+        context_len=torch.tensor([_ROWS], dtype=torch.int32),
+        backend=backend,
+    )
+
+
+def _known(recorded: Recorded) -> dict[str, Any]:
+    """Of the call's constants those that `attend_rows` takes.
 
     Raises:
         ValueError: there are others, that would change the result.
@@ -317,7 +250,7 @@ def _known(recorded: Recorded) -> Recorded:
     constants = {k: v for k, v in recorded.constants.items() if matters(k, v)}
     if constants.pop("dropout", 0.0) or not constants.keys() <= taken:
         raise ValueError(f"the attention takes {', '.join(sorted(constants))}")
-    return Recorded(recorded.query, recorded.key, recorded.value, recorded.returned, constants)
+    return constants
 
 
 def _rotates_like(

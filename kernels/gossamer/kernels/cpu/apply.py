@@ -21,6 +21,9 @@ from gossamer.kernels.apply import check
 from gossamer.kernels.cpu import block, element
 from gossamer.kernels.cpu.checks import require_fp32
 from gossamer.kernels.cpu.parallel import (
+    FIELDS,
+    SEATS,
+    TICKET,
     Kernel,
     descriptor,
     max_threads,
@@ -52,13 +55,15 @@ SERIAL_WORK = 4096
 VECTOR = 4 * LANES
 
 # Descriptor, byte offsets: what a call sets, and what stays for all calls of a step.
-(TICKET, SEATS, Y, Y_ROW, X, X_ROW, BOUND, PARTS, SCRATCH, SCRATCH_BYTES,
- ORDER, CHUNKS, CHUNK_COUNT, SETS, WEIGHTS, WEIGHT_ROW, WEIGHT_MEMBER,
- WEIGHT_PROJECTION) = range(0, 18 * 8, 8)  # fmt: skip
-_CALL = struct.Struct("@10q")
+(Y, Y_ROW, X, X_ROW, BOUND, THREADS, SCRATCH, SCRATCH_BYTES, PLAN, WEIGHTS, WEIGHT_ROW,
+ WEIGHT_MEMBER, WEIGHT_PROJECTION) = range(FIELDS, FIELDS + 13 * 8, 8)  # fmt: skip
+_CALL = struct.Struct("@11q")
 
 # `BoundDeltas.table`, byte offsets.
-OUT_FEATURES, IN_FEATURES, BLOCK_ROWS, BLOCKS, SLOTS = range(0, 5 * 8, 8)
+OUT_FEATURES, IN_FEATURES, BLOCK_ROWS, BLOCKS, ENTRIES, SLOTS = range(0, 6 * 8, 8)
+
+# `WorkPlan.data`, byte offsets.
+CHUNK_COUNT, ORDER, SETS, _, CHUNKS = range(0, 5 * 8, 8)
 
 # Scratch of a thread, byte offsets: addresses of the chunk's rows of x and y, the members' weights
 # for one segment, xt, and behind it the terms.
@@ -66,11 +71,28 @@ X_ROWS, Y_ROWS, FACTORS, XT = 0, 8 * CHUNK_ROWS, 16 * CHUNK_ROWS, 20 * CHUNK_ROW
 
 
 @subroutine
+def _row(d: int, chunk: int, t: int) -> int:
+    """Row `t` of a chunk."""
+    plan = load_i64(d + PLAN)
+    row: int = load_i64(plan + 8 * (load_i64(plan + ORDER) + load_i64(chunk) + t))
+    return row
+
+
+@subroutine
+def _slot(d: int, chunk: int, member: int) -> int:
+    """Where a member of a chunk is; 0: it has no delta on this weight."""
+    plan = load_i64(d + PLAN)
+    slot = load_i64(plan + 8 * (load_i64(plan + SETS) + load_i64(chunk + 16) + member))
+    data: int = load_i64(load_i64(d + BOUND) + SLOTS + 8 * slot)
+    return data
+
+
+@subroutine
 def _find_rows(d: int, w: int, chunk: int, width: int) -> None:
     """Notes where the chunk's rows are; lanes without a row point to the first."""
-    first, count = load_i64(chunk), load_i64(chunk + 8)
+    count = load_i64(chunk + 8)
     for t in range(width):
-        row = load_i64(load_i64(d + ORDER) + 8 * (first + (t if t < count else 0)))
+        row = _row(d, chunk, t if t < count else 0)
         store_i64(w + X_ROWS + 8 * t, load_i64(d + X) + row * load_i64(d + X_ROW))
         store_i64(w + Y_ROWS + 8 * t, load_i64(d + Y) + row * load_i64(d + Y_ROW))
 
@@ -78,14 +100,13 @@ def _find_rows(d: int, w: int, chunk: int, width: int) -> None:
 @subroutine
 def _find_weights(d: int, w: int, chunk: int, member: int, projection: int, width: int) -> None:
     """Notes the weights of one member and projection; lanes without a row get 0, which masks."""
-    first, count = load_i64(chunk), load_i64(chunk + 8)
+    count = load_i64(chunk + 8)
     base = load_i64(d + WEIGHTS) + member * load_i64(d + WEIGHT_MEMBER)
     base += projection * load_i64(d + WEIGHT_PROJECTION)
     for t in range(width):
         weight = 0.0
         if t < count:
-            row = load_i64(load_i64(d + ORDER) + 8 * (first + t))
-            weight = load_f32(base + row * load_i64(d + WEIGHT_ROW))
+            weight = load_f32(base + _row(d, chunk, t) * load_i64(d + WEIGHT_ROW))
         store_f32(w + FACTORS + 4 * t, weight)
 
 
@@ -102,8 +123,7 @@ def _segments(data: int, number: int) -> tuple[int, int]:
 def _touches(d: int, chunk: int, number: int) -> bool:
     """Whether any member of the chunk has a segment in a row block."""
     for j in range(load_i64(chunk + 24)):
-        slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
-        data = load_i64(load_i64(d + BOUND) + SLOTS + 8 * slot)
+        data = _slot(d, chunk, j)
         if data:
             segment, end = _segments(data, number)
             if segment < end:
@@ -121,8 +141,7 @@ def _make_terms(width: int, element_: Any, block_: Any, transposed: bool) -> Any
         # Tiles are placed by their row in the weight, slices by their row in the row block.
         origin = target - 4 * first * (width if transposed else 1)
         for j in range(load_i64(chunk + 24)):
-            slot = load_i64(load_i64(d + SETS) + 8 * (load_i64(chunk + 16) + j))
-            data = load_i64(load_i64(d + BOUND) + SLOTS + 8 * slot)
+            data = _slot(d, chunk, j)
             if data == 0:
                 continue
             segment, end = _segments(data, number)
@@ -255,12 +274,16 @@ _run_8, _run_16 = _make_many(8), _make_many(16)
 @Kernel
 def _apply(d: int) -> None:
     """Draws (chunk, share of the row blocks) items until there are none."""
+    plan, bound, threads = load_i64(d + PLAN), load_i64(d + BOUND), load_i64(d + THREADS)
+    chunks, blocks = load_i64(plan + CHUNK_COUNT), load_i64(bound + BLOCKS)
+    if load_i64(bound + ENTRIES) == 0:
+        return
     w = load_i64(d + SCRATCH) + fetch_add(d + SEATS, 1) * load_i64(d + SCRATCH_BYTES)
-    parts, blocks = load_i64(d + PARTS), load_i64(load_i64(d + BOUND) + BLOCKS)
-    items = load_i64(d + CHUNK_COUNT) * parts
+    parts = blocks if threads > 1 and chunks < ITEMS_PER_THREAD * threads else 1
+    items = chunks * parts
     ticket = fetch_add(d + TICKET, 1)
     while ticket < items:
-        chunk = load_i64(d + CHUNKS) + 32 * (ticket // parts)
+        chunk = plan + CHUNKS + 32 * (ticket // parts)
         low = ticket % parts * blocks // parts
         high = (ticket % parts + 1) * blocks // parts
         count = load_i64(chunk + 8)
@@ -292,11 +315,9 @@ class _Step:
         self.threads = max_threads()
         row, member, projection = weights.stride()
         self.descriptor = descriptor(
-            (*[0] * 10, plan.order.data_ptr(), plan.chunks.data_ptr(), len(plan.chunks),
-             plan.sets.data_ptr(), weights.data_ptr(), 4 * row, 4 * member,
+            (*[0] * 11, plan.data.data_ptr(), weights.data_ptr(), 4 * row, 4 * member,
              4 * projection if self.projections > 1 else 0)
         )  # fmt: skip
-        self.share_blocks = len(plan.chunks) < ITEMS_PER_THREAD * self.threads
 
 
 class _Steps(threading.local):
@@ -323,12 +344,10 @@ def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Ten
     require_fp32(("y", y), ("x", x))
     per_block = layout.block_rows(out_features)
     threads = 1 if bound.nnz * plan.rows < SERIAL_WORK else step.threads
-    shared = threads > 1 and step.share_blocks
     scratch_bytes = XT + VECTOR * (in_features + per_block + 2 * MARGIN)
     _CALL.pack_into(
         step.descriptor, 0,
-        0, 0, y.data_ptr(), 4 * y.stride(0), x.data_ptr(), 4 * x.stride(0), bound.table.data_ptr(),
-        -(-out_features // per_block) if shared else 1,
-        scratch(threads * scratch_bytes), scratch_bytes,
+        0, 0, 0, y.data_ptr(), 4 * y.stride(0), x.data_ptr(), 4 * x.stride(0),
+        bound.table.data_ptr(), threads, scratch(threads * scratch_bytes), scratch_bytes,
     )  # fmt: skip
     _apply.launch(step.descriptor, threads)

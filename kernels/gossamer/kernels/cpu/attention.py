@@ -17,19 +17,23 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gossamer.kernels.cpu import kv_cache
 from gossamer.kernels.cpu.checks import require_contiguous, require_fp32, require_int32
 from gossamer.kernels.cpu.parallel import (
+    FAILED,
+    FIELDS,
+    SEATS,
+    TICKET,
     Kernel,
-    descriptor,
+    counted,
     float_bits,
     max_threads,
     scratch,
     subroutine,
 )
+from gossamer.kernels.cpu.rows import new_rows
 from gossamer.kernels.cpu.simd import (
     fetch_add,
     load_f32,
@@ -68,9 +72,9 @@ VALUE_VECTORS = 4
 LOWEST = -1e30
 
 # Descriptor of `paged_attention`, byte offsets.
-(TICKET, SEATS, FAILED, Q, Q_ROW, Q_HEAD, K, V, OUT, TABLE, TABLE_ROW, TABLE_WIDTH, STARTS, CONTEXT,
+(Q, Q_ROW, Q_HEAD, K, V, OUT, TABLE, TABLE_ROW, TABLE_WIDTH, STARTS, CONTEXT,
  SEQUENCES, GROUP, KV_HEADS, HEAD_DIM, PADDED_DIM, PAGE_SIZE, PAGES, TOKENS, WINDOW, SCALE, SOFTCAP,
- SCRATCH, SCRATCH_BYTES) = range(0, 27 * 8, 8)  # fmt: skip
+ SCRATCH, SCRATCH_BYTES) = range(FIELDS, FIELDS + 24 * 8, 8)  # fmt: skip
 
 
 @subroutine
@@ -327,12 +331,12 @@ def paged_attention(
     tokens, heads, head_dim = q.shape
     pages, kv_heads, _, page_size = k_pages.shape
     padded = v_pages.shape[3]
-    out = torch.empty((tokens, heads, head_dim))
+    out = new_rows(tokens, heads * head_dim).view(tokens, heads, head_dim)
     threads = max_threads()
     scratch_bytes = ROWS * (4 * (2 * padded + SPAN) + 4 * 8)
     scratch_bytes = -(-scratch_bytes // VECTOR) * VECTOR
-    d = descriptor(
-        (0, 0, 0, q.data_ptr(), 4 * q.stride(0), 4 * q.stride(1), k_pages.data_ptr(),
+    d = counted(
+        (q.data_ptr(), 4 * q.stride(0), 4 * q.stride(1), k_pages.data_ptr(),
          v_pages.data_ptr(), out.data_ptr(), page_table.data_ptr(), 4 * page_table.stride(0),
          page_table.shape[1], query_start.data_ptr(), context_len.data_ptr(), context_len.shape[0],
          heads // kv_heads, kv_heads, head_dim, padded, page_size, pages, tokens,

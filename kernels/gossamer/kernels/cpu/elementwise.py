@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from gossamer.kernels.cpu.checks import require_contiguous, require_fp32
 from gossamer.kernels.cpu.parallel import (
+    FIELDS,
+    TICKET,
     Kernel,
-    descriptor,
+    counted,
     float_bits,
     max_threads,
     subroutine,
 )
+from gossamer.kernels.cpu.rows import new_rows
 from gossamer.kernels.cpu.simd import (
     fetch_add,
     load_f32,
     load_f64,
     load_i64,
     store_f32,
+    tile_add,
     tile_load,
     tile_mul,
     tile_muladd,
@@ -33,15 +36,15 @@ from gossamer.kernels.cpu.simd_softmax import tile_silu, tile_sum
 from gossamer.kernels.layout import LANES
 
 #: Rows that a thread draws at once, and below which a second thread costs more than it brings.
-ROWS_AT_ONCE, SERIAL_ROWS = 16, 64
+ROWS_AT_ONCE, SERIAL_ROWS = 8, 64
 
 #: Vectors of a step through a row, so that their sums do not wait for one another.
 VECTORS = 4
 STEP = VECTORS * LANES
 
-NORM, SILU = 0, 1
+NORM, ADD_NORM, SILU = 0, 1, 2
 
-TICKET, OPERATION, Y, X, ROWS, WIDTH, X_ROW, WEIGHT, EPS = range(0, 9 * 8, 8)
+OPERATION, Y, X, ROWS, WIDTH, X_ROW, WEIGHT, EPS, ADDED = range(FIELDS, FIELDS + 9 * 8, 8)
 
 
 @subroutine
@@ -64,6 +67,17 @@ def _norm_row(y: int, x: int, weight: int, width: int, eps: float) -> None:
 
 
 @subroutine
+def _add_row(x: int, y: int, width: int) -> None:
+    """x += y."""
+    whole = width // LANES * LANES
+    for i in range(0, whole, LANES):
+        total = tile_add(tile_load(1, 1, LANES, x + 4 * i, 0), tile_load(1, 1, LANES, y + 4 * i, 0))
+        tile_store(total, 1, x + 4 * i, 0)
+    for i in range(whole, width):
+        store_f32(x + 4 * i, load_f32(x + 4 * i) + load_f32(y + 4 * i))
+
+
+@subroutine
 def _silu_row(y: int, x: int, width: int) -> None:
     up = x + 4 * width
     whole = width // LANES * LANES
@@ -83,10 +97,12 @@ def _each_row(d: int) -> None:
     while first < rows:
         for t in range(first, min(first + ROWS_AT_ONCE, rows)):
             y, x = load_i64(d + Y) + 4 * t * width, load_i64(d + X) + t * load_i64(d + X_ROW)
-            if load_i64(d + OPERATION) == NORM:
-                _norm_row(y, x, load_i64(d + WEIGHT), width, load_f64(d + EPS))
-            else:
+            if load_i64(d + OPERATION) == SILU:
                 _silu_row(y, x, width)
+                continue
+            if load_i64(d + OPERATION) == ADD_NORM:
+                _add_row(x, load_i64(d + ADDED) + 4 * t * width, width)
+            _norm_row(y, x, load_i64(d + WEIGHT), width, load_f64(d + EPS))
         first = fetch_add(d + TICKET, ROWS_AT_ONCE)
 
 
@@ -97,21 +113,32 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `gossamer.kernels.elementwise.rms_norm`."""
     require_fp32(("x", x), ("weight", weight))
     require_contiguous(weight=weight)
-    y = torch.empty(x.shape)
+    y = new_rows(*x.shape)
     _launch(NORM, y, x, weight.data_ptr(), eps)
+    return y
+
+
+def fused_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `gossamer.kernels.elementwise.fused_add_rms_norm`."""
+    require_fp32(("residual", residual), ("x", x), ("weight", weight))
+    require_contiguous(x=x, weight=weight)
+    y = new_rows(*x.shape)
+    _launch(ADD_NORM, y, residual, weight.data_ptr(), eps, x.data_ptr())
     return y
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """See `gossamer.kernels.elementwise.silu_and_mul`."""
     require_fp32(("gate_up", gate_up))
-    y = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
+    y = new_rows(gate_up.shape[0], gate_up.shape[1] // 2)
     _launch(SILU, y, gate_up)
     return y
 
 
-def _launch(operation: int, y: Tensor, x: Tensor, weight: int = 0, eps: float = 0.0) -> None:
+def _launch(
+    operation: int, y: Tensor, x: Tensor, weight: int = 0, eps: float = 0.0, added: int = 0
+) -> None:
     rows, width = y.shape
-    d = (0, operation, y.data_ptr(), x.data_ptr(), rows, width, 4 * x.stride(0), weight)
+    d = (operation, y.data_ptr(), x.data_ptr(), rows, width, 4 * x.stride(0), weight)
     threads = 1 if rows < SERIAL_ROWS else max_threads()
-    _each_row.launch(descriptor((*d, float_bits(eps))), threads)
+    _each_row.launch(counted((*d, float_bits(eps), added)), threads)

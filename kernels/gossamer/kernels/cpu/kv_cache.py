@@ -5,7 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.kernels.cpu.checks import require_contiguous, require_fp32
-from gossamer.kernels.cpu.parallel import Kernel, descriptor, max_threads, subroutine
+from gossamer.kernels.cpu.parallel import (
+    FAILED,
+    FIELDS,
+    TICKET,
+    Kernel,
+    counted,
+    max_threads,
+    subroutine,
+)
 from gossamer.kernels.cpu.simd import (
     fetch_add,
     load_f32,
@@ -23,14 +31,14 @@ from gossamer.kernels.errors import IndexRangeError
 from gossamer.kernels.layout import LANES
 
 #: Tokens that a thread draws at once.
-TOKENS_AT_ONCE = 16
+TOKENS_AT_ONCE = 4
 #: Below this many rows a second thread costs more than it brings.
 SERIAL_ROWS = 64
 
 # Descriptor, byte offsets; from COS on for `rotate_and_write` only.
-(TICKET, FAILED, K, K_ROW, K_HEAD, V, V_ROW, V_HEAD, SLOTS, TOKENS, KV_HEADS, HEAD_DIM,
+(K, K_ROW, K_HEAD, V, V_ROW, V_HEAD, SLOTS, TOKENS, KV_HEADS, HEAD_DIM,
  PADDED_DIM, PAGE_SIZE, SLOT_LIMIT, K_PAGES, V_PAGES, COS, SIN, ANGLE_ROW, Q,
- Q_HEADS) = range(0, 22 * 8, 8)  # fmt: skip
+ Q_HEADS) = range(FIELDS, FIELDS + 20 * 8, 8)  # fmt: skip
 
 
 @subroutine
@@ -156,8 +164,8 @@ def _launch(
     require_contiguous(k_pages=k_pages, v_pages=v_pages)
     pages, kv_heads, head_dim, page_size = k_pages.shape
     tokens, slots = slots.shape[0], slots.contiguous()
-    d = descriptor(
-        (0, 0, k.data_ptr(), 4 * k.stride(0), 4 * k.stride(1), v.data_ptr(), 4 * v.stride(0),
+    d = counted(
+        (k.data_ptr(), 4 * k.stride(0), 4 * k.stride(1), v.data_ptr(), 4 * v.stride(0),
          4 * v.stride(1), slots.data_ptr(), tokens, kv_heads, head_dim, v_pages.shape[3],
          page_size, pages * page_size, k_pages.data_ptr(), v_pages.data_ptr(), *angles)
     )  # fmt: skip

@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from gossamer.kernels.cpu.parallel import Kernel, descriptor, max_threads, subroutine
+from gossamer.kernels.cpu.parallel import (
+    FIELDS,
+    TICKET,
+    Kernel,
+    counted,
+    max_threads,
+    subroutine,
+)
+from gossamer.kernels.cpu.rows import TILE_ROWS, in_whole_tiles, new_rows
 from gossamer.kernels.cpu.simd import (
     fetch_add,
     load_i64,
@@ -29,11 +36,12 @@ from gossamer.kernels.cpu.simd import (
 from gossamer.kernels.layout import LANES
 from gossamer.kernels.reference import linear as library
 
-#: The least and the most rows for which this is faster than the library, by the weight's layout.
-FEW_ROWS = {"in, out": (4, 24), "out, in": (3, 16)}
+#: The most rows of a product with a weight stored as (in, out). With 1 to 3 the library's own takes
+#: the same time, but cannot be part of a program (`program`); with more it is the faster one.
+MOST_ROWS = 24
 
-#: Rows of a tile; what is missing to a multiple of it is filled with zeros.
-ROWS_PER_TILE = 8
+#: The rows for which this is faster than the library where the weight is stored as (out, in).
+ROWS_OUT_IN = range(3, 17)
 
 #: Inputs per pass over a ticket's columns: their weights stay in the first cache for all rows.
 DEPTH = 32
@@ -49,23 +57,27 @@ OUTPUTS_PER_TICKET = 1024
 
 VECTOR = 4 * LANES
 
-TICKET, Y, X, WEIGHT, ROWS, INPUTS, OUTPUTS, WIDTH = range(0, 8 * 8, 8)
+Y, X, WEIGHT, ROWS, INPUTS, OUTPUTS, WIDTH, BIAS = range(FIELDS, FIELDS + 8 * 8, 8)
 
 
 def _make_tile(vectors: int) -> Any:
-    R, C = ROWS_PER_TILE, vectors
+    R, C = TILE_ROWS, vectors
     RC = R * C
 
     @subroutine
     def tile(d: int, row: int, column: int, first: int, last: int) -> None:
-        """y[row : row + R, column : column + 16 C] += x[:, first:last] · W[first:last, …]."""
+        """y[row : row + R, column : column + 16 C] += x[:, first:last] · W[first:last, …]; the
+        first part begins with the bias."""
         stride, x_stride = 4 * load_i64(d + OUTPUTS), 4 * load_i64(d + INPUTS)
         y = load_i64(d + Y) + row * stride + 4 * column
         x = load_i64(d + X) + row * x_stride
         w = load_i64(d + WEIGHT) + first * stride + 4 * column
         acc = tile_zero(RC, LANES)
+        bias = load_i64(d + BIAS)
         if first > 0:
             acc = tile_load(R, C, LANES, y, stride)
+        elif bias != 0:
+            acc = tile_load(R, C, LANES, bias + 4 * column, 0)
         for i in range(first, last):
             for c in range(C):
                 prefetch(w + VECTOR * c + AHEAD)
@@ -90,7 +102,7 @@ def _columns(d: int) -> None:
         for first in range(0, inputs, DEPTH):
             last = min(inputs, first + DEPTH)
             for column in range(start, end, 2 * LANES):
-                for row in range(0, rows, ROWS_PER_TILE):
+                for row in range(0, rows, TILE_ROWS):
                     if column + LANES < end:
                         _two_vectors(d, row, column, first, last)
                     else:
@@ -139,27 +151,30 @@ def _wide_vectors() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def linear(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None) -> Tensor:
     """See `gossamer.kernels.linear`."""
     rows, outputs = x.shape[0], weight.shape[1 if transposed else 0]
-    least, most = FEW_ROWS["in, out" if transposed else "out, in"]
+    few = 0 < rows <= MOST_ROWS if transposed else rows in ROWS_OUT_IN
     fits = outputs % LANES == 0 if transposed else outputs >= LANES
     plain = weight.is_contiguous() and x.dtype is weight.dtype is torch.float32
-    if not (least <= rows <= most and fits and plain and _wide_vectors()):
-        return library.linear(x, weight, transposed)
-    return (_by_columns if transposed else _by_rows)(x, weight)
+    if not (few and fits and plain and _wide_vectors()):
+        return library.linear(x, weight, transposed, bias)
+    if transposed:
+        return _by_columns(x, weight, bias)
+    y = _by_rows(x, weight)
+    return y if bias is None else y.add_(bias)
 
 
-def _by_columns(x: Tensor, weight: Tensor) -> Tensor:
+def _by_columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, (inputs, outputs) = x.shape[0], weight.shape
-    filled = -(-rows // ROWS_PER_TILE) * ROWS_PER_TILE
-    x = functional.pad(x, (0, 0, 0, filled - rows)) if filled > rows else x.contiguous()
-    y = torch.empty(filled, outputs)
+    x, y = in_whole_tiles(x), new_rows(rows, outputs)
+    filled = -(-rows // TILE_ROWS) * TILE_ROWS
+    first = 0 if bias is None else bias.data_ptr()
     threads = max_threads()
     share = -(-outputs // (2 * LANES * threads)) * 2 * LANES
-    d = (0, y.data_ptr(), x.data_ptr(), weight.data_ptr(), filled, inputs, outputs, share)
-    _columns.launch(descriptor(d), threads)
-    return y[:rows]
+    d = (y.data_ptr(), x.data_ptr(), weight.data_ptr(), filled, inputs, outputs, share, first)
+    _columns.launch(counted(d), threads)
+    return y
 
 
 def _by_rows(x: Tensor, weight: Tensor) -> Tensor:
@@ -167,6 +182,6 @@ def _by_rows(x: Tensor, weight: Tensor) -> Tensor:
     xt = torch.zeros(inputs, LANES)
     xt[:, :rows] = x.t()
     y = torch.empty(LANES, outputs)
-    d = (0, y.data_ptr(), xt.data_ptr(), weight.data_ptr(), LANES, inputs, outputs)
-    _rows.launch(descriptor((*d, OUTPUTS_PER_TICKET)), max_threads())
+    d = (y.data_ptr(), xt.data_ptr(), weight.data_ptr(), LANES, inputs, outputs)
+    _rows.launch(counted((*d, OUTPUTS_PER_TICKET, 0)), max_threads())
     return y[:rows]

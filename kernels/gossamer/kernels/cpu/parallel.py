@@ -21,12 +21,14 @@ import hashlib
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from numba import cfunc, njit
+from torch import Tensor
 
 #: A function that kernels call: no entry points of its own, so it compiles in half the time.
 _SUBROUTINE: dict[str, Any] = {
@@ -35,6 +37,10 @@ _SUBROUTINE: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 subroutine: Any = njit(**_SUBROUTINE)
+
+#: The first words of a descriptor made by `counted`, byte offsets: the next item to draw, the next
+#: thread's seat, and a flag that a kernel sets when an index lies outside its memory.
+TICKET, SEATS, FAILED, FIELDS = range(0, 4 * 8, 8)
 
 
 @functools.cache
@@ -88,6 +94,8 @@ class Kernel:
         """
         if not self.address:
             self.compile()
+        if _capture.launches is not None:
+            _capture.launches.append((self.address, array("q", descriptor)))
         start = _team() if threads > 1 else None
         if start is None:
             self._call(descriptor.buffer_info()[0])
@@ -105,6 +113,11 @@ def _team() -> Any:
     start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     start.restype = None
     return start
+
+
+def team_barrier() -> int:
+    """Address of the barrier of the team that runs kernels: a C function without arguments."""
+    return ctypes.cast(ctypes.CDLL(None).GOMP_barrier, ctypes.c_void_p).value or 0
 
 
 def max_threads() -> int:
@@ -127,9 +140,36 @@ def scratch(nbytes: int) -> int:
     return _scratch.buffer.data_ptr()
 
 
+class _Capture(threading.local):
+    launches: list[tuple[int, array[int]]] | None = None
+
+
+_capture = _Capture()
+
+
+@contextmanager
+def capturing() -> Iterator[list[tuple[int, array[int]]]]:
+    """Notes what this thread launches: addresses of kernels, and their descriptors."""
+    before, _capture.launches = _capture.launches, []
+    try:
+        yield _capture.launches
+    finally:
+        _capture.launches = before
+
+
+def scratch_buffer() -> Tensor:
+    """What the last address that `scratch` gave to this thread points into."""
+    return _scratch.buffer
+
+
 def descriptor(values: Sequence[int]) -> array[int]:
     """A descriptor with the given entries."""
     return array("q", values)
+
+
+def counted(values: Sequence[int]) -> array[int]:
+    """A descriptor whose kernel draws its work: the counters, then the given entries."""
+    return array("q", (0, 0, 0, *values))
 
 
 def float_bits(value: float) -> int:

@@ -106,6 +106,19 @@ def fetch_add(_context: Any, address: Any, amount: Any) -> Any:
 
 
 @emit.instruction
+def invoke(_context: Any, function: Any, argument: Any) -> Any:
+    """Calls the C function at an address, with one int64; one that takes none ignores it."""
+
+    def generate(context: Any, b: ir.IRBuilder, _sig: Any, args: list[ir.Value]) -> ir.Value:
+        kind = ir.FunctionType(ir.VoidType(), [emit.I64])
+        target = b.inttoptr(args[0], kind.as_pointer())
+        b.call(target, [args[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@emit.instruction
 def prefetch(_context: Any, address: Any) -> Any:
     """Asks for the cache line at `address`."""
 

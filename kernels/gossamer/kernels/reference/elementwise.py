@@ -14,6 +14,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
+def fused_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `gossamer.kernels.elementwise.fused_add_rms_norm`."""
+    return rms_norm(residual.add_(x), weight, eps)
+
+
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """See `gossamer.kernels.elementwise.silu_and_mul`."""
     gate, up = gate_up.chunk(2, dim=-1)

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def linear(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None) -> Tensor:
     """See `gossamer.kernels.linear`."""
-    return torch.mm(x, weight) if transposed else F.linear(x, weight)
+    if not transposed:
+        return F.linear(x, weight, bias)
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
