@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from gossamer.store.delta import Delta, DeltaSet, ValueDtype, find_problem
+from gossamer.store.delta import (
+    Delta,
+    DeltaSet,
+    ValueDtype,
+    find_problem,
+    run_is_sound,
+)
 from gossamer.store.errors import DeltaError
-from gossamer.store.values import bf16_from_f32, f32_from_bf16
-from tests.store_format.strategies import deltas, steady
+from gossamer.store.values import bf16_from_f32, f32_from_bf16, to_carrier
+from tests.store_format.strategies import DTYPES, deltas, steady
 
 
 @steady
@@ -151,3 +162,70 @@ def test_arrays_of_the_wrong_kind_are_found(positions, values, message: str) -> 
 def test_a_set_counts_all_weights() -> None:
     delta = Delta.block((6, 5), 4, [0, 3], np.ones((2, 4, 4), np.float32))
     assert DeltaSet("", "b", {"a": delta, "b": Delta.element((2, 2), [], [])}).nnz == 18
+
+
+Array = NDArray[Any]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[list[Delta], Array, Array]:
+    """Deltas of one kind, block size and dtype, empty ones among them, and their joined arrays."""
+    size, dtype = draw(st.sampled_from([1, 4])), draw(st.sampled_from(DTYPES))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(draw(st.integers(1, 6))):
+        shape = draw(
+            st.sampled_from([(4, 8), (12, 4), (20, 16), (1, 7)] if size == 1 else [(4, 8)])
+        )
+        kind = Delta.element if size == 1 else functools.partial(Delta.block, block_size=size)
+        capacity = -(-shape[0] // size) * -(-shape[1] // size)
+        where = np.flatnonzero(generator.random(capacity) < draw(st.sampled_from([0.0, 0.4, 1.0])))
+        tile = () if size == 1 else (size, size)
+        values = generator.normal(size=(where.size, *tile)).astype(np.float32)
+        scale = draw(st.sampled_from([1.0, -0.5]))
+        made.append(kind(shape, positions=where, values=values, value_dtype=dtype, scale=scale))
+    positions = np.concatenate([delta.positions for delta in made])
+    values = np.concatenate([delta.values for delta in made])
+    return joined(made, positions, values), positions, values
+
+
+def joined(deltas: list[Delta], positions: Array, values: Array) -> list[Delta]:
+    """The same deltas as parts of two arrays."""
+    ends = np.cumsum([delta.positions.size for delta in deltas])
+    parts = [slice(end - d.positions.size, end) for d, end in zip(deltas, ends, strict=True)]
+    return [
+        replace(delta, positions=positions[part], values=values[part])
+        for delta, part in zip(deltas, parts, strict=True)
+    ]
+
+
+@steady
+@given(runs(), st.data())
+def test_a_run_is_sound_if_no_delta_of_it_has_a_problem(
+    run: tuple[list[Delta], Array, Array], data: st.DataObject
+) -> None:
+    deltas, positions, values = run
+    assert all(find_problem(delta) is None for delta in deltas)
+    assert run_is_sound(deltas, positions, values) == bool(positions.size)
+    if not positions.size:
+        return
+    at = data.draw(st.integers(0, positions.size - 1))
+    if data.draw(st.booleans()):
+        positions[at] = data.draw(st.sampled_from([-1, 0, 1, 7, 27, 31, 32, 47, 319, 320, 2**40]))
+    else:
+        bad = data.draw(st.sampled_from([0.5, np.nan, np.inf, -np.inf, 60000.0, 3.0]))
+        values.reshape(positions.size, -1)[at, -1] = to_carrier(
+            np.float32([bad]), deltas[0].value_dtype
+        )[0]
+    limit = data.draw(st.sampled_from([2.0, 65504.0]))
+    if run_is_sound(deltas, positions, values, limit):
+        assert all(find_problem(delta, limit) is None for delta in deltas)
+    else:
+        assert any(find_problem(delta, limit) is not None for delta in deltas)
+
+
+def test_a_ragged_run_is_left_to_the_check_of_each() -> None:
+    tile = np.ones((1, 4, 4), np.float32)
+    delta = Delta.block((6, 5), 4, [3], tile)
+    assert not run_is_sound([delta], delta.positions, delta.values)
+    assert find_problem(delta) is None

@@ -7,38 +7,31 @@ encoding of a `DeltaSet`, the device layout (`gossamer.kernels.pack`) another.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gossamer.store.errors import DeltaError
-from gossamer.store.values import (
-    CARRIER,
-    ValueDtype,
-    bits,
-    from_carrier,
-    infinity_bits,
-    magnitude,
-    magnitude_bits,
-    to_carrier,
+from gossamer.store.delta_rules import (
+    BLOCK_SIZES,
+    MAX_MAGNITUDE,
+    Kind,
+    Problem,
+    find_problem,
+    form_problem,
+    nearest_f32,
+    outside_of,
+    positions_problem,
+    run_is_sound,
+    values_problem,
 )
+from gossamer.store.errors import DeltaError
+from gossamer.store.values import CARRIER, ValueDtype, from_carrier, to_carrier
 
 __all__ = ["BLOCK_SIZES", "CARRIER", "MAX_MAGNITUDE", "Delta", "DeltaSet", "Kind", "Problem"]
-__all__ += ["ValueDtype", "find_problem"]
-
-Kind = Literal["element", "block"]
-
-#: The sides a tile may have.
-BLOCK_SIZES = (2, 4, 8, 16, 32, 64, 128)
-
-#: The largest |scale * value| of a delta: the largest float16. Beyond it an adapter could not be
-#: served in every dtype, and its products overflow long before float32 does.
-MAX_MAGNITUDE = 65504.0
+__all__ += ["ValueDtype", "find_problem", "run_is_sound"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,111 +229,6 @@ class DeltaSet:
         return sum(delta.nnz for delta in self.deltas.values())
 
 
-class Problem(NamedTuple):
-    """What is wrong with a delta, and the index into its positions where it shows."""
-
-    message: str
-    position: int | None = None
-
-
-def find_problem(delta: Delta, max_magnitude: float = MAX_MAGNITUDE) -> Problem | None:
-    """The first rule of `Delta` that `delta` breaks, or None; O(nnz), allocates O(nnz).
-
-    The one check of a delta's content: constructors, the writer and the validating reader use it.
-    """
-    return (
-        _form_problem(delta)
-        or _positions_problem(delta)
-        or _values_problem(delta, max_magnitude)
-        or _ragged_problem(delta)
-    )
-
-
-def _form_problem(delta: Delta) -> Problem | None:
-    sizes = (1,) if delta.kind == "element" else BLOCK_SIZES
-    if delta.block_size not in sizes:
-        return Problem(f"block size {delta.block_size} is not one of {sizes} ({delta.kind})")
-    if min(delta.shape) < 1:
-        return Problem(f"shape {delta.shape} is empty")
-    if delta.positions.dtype != np.int64 or delta.positions.ndim != 1:
-        return Problem("positions must be int64 with one dimension")
-    if delta.values.dtype != CARRIER[delta.value_dtype]:
-        return Problem(f"values of dtype {delta.values.dtype} cannot carry {delta.value_dtype}")
-    tile = () if delta.kind == "element" else (delta.block_size, delta.block_size)
-    expected = (delta.positions.size, *tile)
-    if delta.values.shape != expected:
-        return Problem(f"values must have shape {expected}, not {delta.values.shape}")
-    scale = _f32(delta.scale)
-    if not math.isfinite(scale) or scale == 0.0:
-        return Problem(f"scale {delta.scale} must be finite and not zero as a float32")
-    return None
-
-
-def _positions_problem(delta: Delta) -> Problem | None:
-    positions = delta.positions
-    if not positions.size:
-        return None
-    capacity = delta.grid[0] * delta.grid[1]
-    rising = positions[1:] > positions[:-1]
-    if rising.all() and positions[0] >= 0 and positions[-1] < capacity:
-        return None
-    outside = (positions < 0) | (positions >= capacity)
-    if outside.any():
-        at = int(outside.argmax())
-        return Problem(f"position {positions[at]} is not in [0, {capacity})", at)
-    at = int((~rising).argmax()) + 1
-    pair = f"{positions[at]} after {positions[at - 1]}"
-    return Problem(f"positions must be strictly increasing, found {pair}", at)
-
-
-def _values_problem(delta: Delta, max_magnitude: float) -> Problem | None:
-    if not delta.values.size:
-        return None
-    magnitudes = magnitude_bits(delta.values, delta.value_dtype)
-    tile, infinity = delta.block_size**2, infinity_bits(delta.value_dtype)
-    largest = int(magnitudes.max())
-    if largest >= infinity:
-        return Problem("a value is not finite", int((magnitudes >= infinity).argmax()) // tile)
-    scale = abs(_f32(delta.scale))
-    if magnitude(largest, delta.value_dtype) * scale > max_magnitude:
-        at = int(magnitudes.argmax()) // tile
-        return Problem(f"a difference is larger than {max_magnitude:g}", at)
-    return None
-
-
-def _ragged_problem(delta: Delta) -> Problem | None:
-    """Outside the weight every bit is zero, so that one content has one digest."""
-    outside = _outside(delta)
-    if outside is None:
-        return None
-    at, mask = outside
-    stray = ((bits(delta.values[at], delta.value_dtype) != 0) & mask).any(axis=(1, 2))
-    if not stray.any():
-        return None
-    return Problem("a ragged tile is not zero outside the weight", int(at[stray.argmax()]))
-
-
-def _outside(delta: Delta) -> tuple[NDArray[np.intp], NDArray[np.bool_]] | None:
-    """Indices of the ragged tiles and, for each, the [B, B] mask of what lies outside."""
-    size = delta.block_size
-    if delta.shape[0] % size == 0 and delta.shape[1] % size == 0:
-        return None
-    rows, columns = delta.tile_extents()
-    at = np.flatnonzero((rows < size) | (columns < size))
-    side = np.arange(size)
-    mask = (side[:, None] >= rows[at, None, None]) | (side[None, :] >= columns[at, None, None])
-    return at, mask
-
-
-def _f32(scale: float) -> float:
-    """The float32 that a scale is meant as; what overflows is infinite."""
-    try:
-        nearest: float = struct.unpack("<f", struct.pack("<f", scale))[0]
-    except OverflowError:
-        return math.copysign(math.inf, scale)
-    return nearest
-
-
 def _grid(shape: tuple[int, int], block_size: int) -> tuple[int, int]:
     return -(-shape[0] // block_size), -(-shape[1] // block_size)
 
@@ -369,15 +257,15 @@ def _checked(
         positions=np.ascontiguousarray(where, dtype=np.int64),
         values=carried,
         value_dtype=value_dtype,
-        scale=_f32(scale),
+        scale=nearest_f32(scale),
     )
-    problem = _form_problem(delta) or _positions_problem(delta)
-    if problem is None and (outside := _outside(delta)) is not None:
+    problem = form_problem(delta) or positions_problem(delta)
+    if problem is None and (outside := outside_of(delta)) is not None:
         at, mask = outside
         clipped = delta.values.copy()
         clipped[at] = np.where(mask, clipped.dtype.type(0), clipped[at])
         delta = replace(delta, values=clipped)
-    problem = problem or _values_problem(delta, MAX_MAGNITUDE)
+    problem = problem or values_problem(delta, MAX_MAGNITUDE)
     if problem is not None:
         raise DeltaError(problem.message, position=problem.position)
     return delta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,16 @@ from gossamer.store.format.source import Source
 _POSITION_DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
 
-def decode_group(source: Source, tensors: Mapping[str, TensorInfo], group: Group) -> list[Delta]:
-    """The deltas of the group's modules, in order; their content is not yet checked.
+class Run(NamedTuple):
+    """The deltas of a group, in order, and the arrays that theirs are consecutive parts of."""
+
+    deltas: list[Delta]
+    positions: NDArray[np.int64]
+    values: NDArray[Any]
+
+
+def decode_group(source: Source, tensors: Mapping[str, TensorInfo], group: Group) -> Run:
+    """The deltas of the group's modules; their content is not yet checked.
 
     Raises:
         AdapterFileError: a compressed tensor is damaged or of another size than declared.
@@ -42,7 +50,7 @@ def decode_group(source: Source, tensors: Mapping[str, TensorInfo], group: Group
                 scale=module.scale,
             )
         )
-    return deltas
+    return Run(deltas, positions, values)
 
 
 class _Tensors:
@@ -84,13 +92,17 @@ def _positions(stored: _Tensors, group: Group) -> NDArray[np.int64]:
     low = None
     if group.shift:
         low = stored.frame(f"{name}.low", low_bytes(group.count, group.shift))
-    steps = decode_gaps(low, high, group.shift, group.count)
-    begin = 0
-    for module in group.modules:
-        run = slice(begin, begin + module.count)
-        begin += module.count
-        np.cumsum(steps[run], dtype=np.int64, out=positions[run])
-    positions -= 1
+    positions[:] = decode_gaps(low, high, group.shift, group.count)
+    # One sum over all modules, that begins anew with each: the sum of the one before is taken off
+    # its first step. What wraps, wraps to the same number.
+    counts = np.array([module.count for module in group.modules], np.int64)
+    ends = np.cumsum(counts)[counts > 0]
+    starts = ends - counts[counts > 0]
+    if starts.size:
+        totals = np.add.reduceat(positions, starts)
+        positions[starts[1:]] -= totals[:-1]
+        positions[0] -= 1
+        np.cumsum(positions, out=positions)
     return positions
 
 

@@ -168,7 +168,9 @@ def _group(row: Any, index: int) -> Group:
     if not isinstance(row["modules"], list) or not row["modules"]:
         invalid(f"{where} has no modules")
     seeded = row["positions"] == "seed"
-    modules = tuple(_module(entry, kind, block_size, seeded) for entry in row["modules"])
+    fields = {"name", "shape", "nnz"} | ({"tiles"} if kind == "block" else set())
+    fields |= {"seed"} if seeded else set()
+    modules = tuple(_module(entry, fields, block_size) for entry in row["modules"])
     for before, after in itertools.pairwise(modules):
         if before.name.encode() >= after.name.encode():
             invalid("weights of a group must be in strictly increasing byte order", after.name)
@@ -185,24 +187,22 @@ def _group(row: Any, index: int) -> Group:
     )
 
 
-def _module(row: Any, kind: Kind, block_size: int, seeded: bool) -> Module:
+def _module(row: Any, fields: set[str], block_size: int) -> Module:
+    """One of a group's modules; it must have the `fields`, and may have a scale."""
     if not isinstance(row, dict) or not isinstance(row.get("name"), str):
         invalid("a module must be an object with a name")
     name = row["name"]
-    required = {"name", "shape", "nnz"}
-    required |= {"tiles"} if kind == "block" else set()
-    required |= {"seed"} if seeded else set()
-    if row.keys() - {"scale"} != required:
+    if row.keys() != fields and row.keys() - {"scale"} != fields:
         invalid("the module has missing or unknown fields", name)
     shape, nnz = row["shape"], row["nnz"]
-    count = row["tiles"] if kind == "block" else nnz
+    count = row["tiles"] if "tiles" in fields else nnz
     if not is_sizes(shape) or len(shape) != 2 or not 0 < math.prod(shape) <= MAX_NUMEL:
         invalid("shape must be two integers of at least 1, with a product of at most 2^48", name)
     capacity = math.prod(-(-side // block_size) for side in shape)
     if not is_sizes([count, nnz]) or count > capacity or nnz > math.prod(shape):
         invalid("the module has more nonzeros than the weight has entries", name)
     seed = row.get("seed")
-    if seeded and not (type(seed) is int and 0 <= seed <= MAX_SEED):
+    if "seed" in fields and not (type(seed) is int and 0 <= seed <= MAX_SEED):
         invalid("seed must be an integer in [0, 2^63)", name)
     return Module(name, (shape[0], shape[1]), count, nnz, _scale(row.get("scale", 1.0), name), seed)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gossamer.store.delta import Delta, DeltaSet, Kind, ValueDtype, find_problem
+from gossamer.store.delta import Delta, DeltaSet, Kind, ValueDtype, find_problem, run_is_sound
 from gossamer.store.errors import AdapterFileError, printable
 from gossamer.store.format.checks import check_base, check_sizes, check_tensors, too_large
 from gossamer.store.format.container import Container, invalid, parse_container
@@ -158,9 +158,10 @@ def _decode(
     max_magnitude = min(limits.max_magnitude, _LARGEST[serving_dtype])
     deltas: dict[str, Delta] = {}
     for group in layout.groups:
-        decoded = decode_group(source, container.tensors, group)
-        for module, delta in zip(group.modules, decoded, strict=True):
-            problem = find_problem(delta, max_magnitude)
+        run = decode_group(source, container.tensors, group)
+        sound = run_is_sound(run.deltas, run.positions, run.values, max_magnitude)
+        for module, delta in zip(group.modules, run.deltas, strict=True):
+            problem = None if sound else find_problem(delta, max_magnitude)
             if problem is not None:
                 at = "" if problem.position is None else f" (entry {problem.position})"
                 message = f"{printable(module.name)}{at}: {problem.message}"
