@@ -214,9 +214,8 @@ def test_a_run_is_sound_if_no_delta_of_it_has_a_problem(
         positions[at] = data.draw(st.sampled_from([-1, 0, 1, 7, 27, 31, 32, 47, 319, 320, 2**40]))
     else:
         bad = data.draw(st.sampled_from([0.5, np.nan, np.inf, -np.inf, 60000.0, 3.0]))
-        values.reshape(positions.size, -1)[at, -1] = to_carrier(
-            np.float32([bad]), deltas[0].value_dtype
-        )[0]
+        carried = to_carrier(np.array([bad], np.float32), deltas[0].value_dtype)
+        values.reshape(positions.size, -1)[at, -1] = carried[0]
     limit = data.draw(st.sampled_from([2.0, 65504.0]))
     if run_is_sound(deltas, positions, values, limit):
         assert all(find_problem(delta, limit) is None for delta in deltas)
