@@ -102,8 +102,9 @@ class OverHttp:
         self.streamed = Figure(GROUP, "base only, streamed", "tok/s", "in-process", goal=goal)
 
     def warm_up(self) -> None:
-        """One run, for what the server pays once."""
-        self._server.job(self._bench.prompts, stream=True)
+        """A run of each kind, for what the server pays once."""
+        for stream in (True, False):
+            self._server.job(self._bench.prompts, stream=stream)
 
     def run_round(self) -> None:
         """In-process, whole, in-process, streamed, in-process."""
@@ -118,4 +119,4 @@ class OverHttp:
 
     #: Runs of the job that a server must have tenants for.
     RUNS_A_ROUND = 2
-    WARM_UP_RUNS = 1
+    WARM_UP_RUNS = 2
