@@ -12,7 +12,6 @@ import torch
 from gossamer.engine.errors import (
     AdapterUnavailable,
     ContextLengthExceeded,
-    EngineError,
     InvalidRequest,
     NonFiniteLogits,
     ShuttingDown,
@@ -118,18 +117,24 @@ def test_when_the_thread_dies_everyone_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("bad", "error"),
+    ("bad", "field"),
     [
-        (request("x", prompt=()), InvalidRequest),
-        (request("x", prompt=(VOCAB_SIZE,)), InvalidRequest),
-        (request("x", prompt=(-1,)), InvalidRequest),
-        (request("x", sampling=Sampling(max_tokens=2000)), ContextLengthExceeded),
-        (request("x", sampling=Sampling(logit_bias={VOCAB_SIZE: 1.0})), InvalidRequest),
-        (request("x", sampling=Sampling(stop_token_ids=(-1,))), InvalidRequest),
+        (request("x", prompt=()), "prompt"),
+        (request("x", prompt=(VOCAB_SIZE,)), "prompt"),
+        (request("x", prompt=(-1,)), "prompt"),
+        (request("x", sampling=Sampling(max_tokens=2000)), None),
+        (request("x", sampling=Sampling(max_tokens=-1)), "max_tokens"),
+        (request("x", sampling=Sampling(n=0)), "n"),
+        (request("x", sampling=Sampling(temperature=-0.5)), "temperature"),
+        (request("x", sampling=Sampling(temperature=float("nan"))), "temperature"),
+        (request("x", sampling=Sampling(seed=2**63)), "seed"),
+        (request("x", sampling=Sampling(logit_bias={VOCAB_SIZE: 1.0})), "logit_bias"),
+        (request("x", sampling=Sampling(stop_token_ids=(-1,))), "stop_token_ids"),
     ],
 )
-def test_a_bad_request_is_refused_at_once(bad: Request, error: type[EngineError]) -> None:
+def test_a_bad_request_is_refused_at_once(bad: Request, field: str | None) -> None:
     with running(tiny_model("llama")) as engine:
-        with pytest.raises(error):
+        with pytest.raises(ContextLengthExceeded if field is None else InvalidRequest) as refused:
             engine.submit(bad, lambda _: None)
+        assert getattr(refused.value, "field", None) == field
         assert tokens_of(ask(engine, request("x"))[0]) == wanted(BASE)

@@ -24,7 +24,7 @@ from gossamer.engine.errors import (
 from gossamer.engine.group import Group
 from gossamer.engine.loop import Loop
 from gossamer.engine.memory import Memory
-from gossamer.engine.messages import Deliver, Done, Failed, Message, Request
+from gossamer.engine.messages import Deliver, Done, Failed, Message, Request, Sampling
 from gossamer.engine.pages import root_key
 from gossamer.engine.residency import Residency, Resident, Source
 from gossamer.engine.runner import Geometry, Runner
@@ -288,10 +288,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         s = request.sampling
-        if s.n < 1 or s.max_tokens < 0 or not s.temperature >= 0:
-            raise InvalidRequest("n", "n is at least 1, max_tokens and temperature at least 0.")
-        if s.seed is not None and not -(2**63) <= s.seed < 2**63:
-            raise InvalidRequest("seed", "A seed is a 64-bit integer.")
+        self._check_sampling(s)
         if request.mix.method not in METHODS:
             raise InvalidRequest("model", f"There is no merge method {request.mix.method}.")
         if not request.prompt:
@@ -302,6 +299,20 @@ class Engine:
             raise ContextLengthExceeded(len(request.prompt), s.max_tokens, self.context_length)
         if len(request.mix.members) > self.config.max_members:
             raise InvalidRequest("model", f"A mix has at most {self.config.max_members} members.")
+        size = self.config.page_size
+        needed = -(-(len(request.prompt) + s.max_tokens) // size) * self._memory.page_bytes
+        if needed > self._memory.total_bytes:
+            raise AdapterTooLarge("the request's keys and values", needed, self._memory.total_bytes)
+
+    def _check_sampling(self, s: Sampling) -> None:
+        if s.n < 1:
+            raise InvalidRequest("n", "n is at least 1.")
+        if s.max_tokens < 0:
+            raise InvalidRequest("max_tokens", "max_tokens is at least 0.")
+        if not s.temperature >= 0:
+            raise InvalidRequest("temperature", "A temperature is at least 0.")
+        if s.seed is not None and not -(2**63) <= s.seed < 2**63:
+            raise InvalidRequest("seed", "A seed is a 64-bit integer.")
         for field, tokens in (
             ("logit_bias", s.logit_bias),
             ("allowed_token_ids", s.allowed_token_ids or ()),
@@ -309,10 +320,6 @@ class Engine:
         ):
             if any(not 0 <= token < self.vocab_size for token in tokens):
                 raise InvalidRequest(field, f"Token ids go from 0 to {self.vocab_size - 1}.")
-        size = self.config.page_size
-        needed = -(-(len(request.prompt) + s.max_tokens) // size) * self._memory.page_bytes
-        if needed > self._memory.total_bytes:
-            raise AdapterTooLarge("the request's keys and values", needed, self._memory.total_bytes)
 
 
 def _wait(event: threading.Event) -> None:

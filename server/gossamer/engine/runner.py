@@ -76,8 +76,9 @@ class Runner:
         ]
         for module in model.modules():
             if isinstance(module, LayerStack) and config.kernels != "reference":
+                # A compiled mix may add a correction to its members.
                 module.replays = StackReplays(
-                    self._deltas, self._products, config.max_members, config.kernels
+                    self._deltas, self._products, config.max_members + 1, config.kernels
                 )
         self._active: tuple[str, ...] = ()
         self._saved: list[tuple[Tensor, Saved]] = []
