@@ -74,15 +74,7 @@ def narrow(api_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "first_token_seconds": 4.0,
     }
     with running(api_base, tmp_path_factory.mktemp("narrow"), limits, max_rows=1) as server:
-        runner = server.services.engine._loop._runner
-        run = runner.run
-
-        def unhurried(*args: Any, **kwargs: Any) -> Any:
-            time.sleep(0.005)  # the tiny model writes 1000 tokens in a second; nobody would wait
-            return run(*args, **kwargs)
-
-        runner.run = unhurried  # type: ignore[method-assign]
-        yield server
+        yield server.unhurried()
 
 
 LONG: dict[str, Any] = {

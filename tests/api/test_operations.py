@@ -74,7 +74,7 @@ def test_what_has_no_tokens_is_refused(api: Running, path: str, body: Any) -> No
 def mortal(api_base: Path, tmp_path: Path) -> Iterator[Running]:
     """A server to be ended by the test."""
     with running(api_base, tmp_path / "data", drain_seconds=1.5) as server:
-        yield server
+        yield server.unhurried()
 
 
 def test_a_dead_engine_is_not_ready_and_answers_what_was_under_way(mortal: Running) -> None:
@@ -151,7 +151,9 @@ def test_a_drain_lets_requests_finish_and_ends_the_rest_with_an_error(mortal: Ru
 def test_a_second_signal_ends_the_drain(api_base: Path, tmp_path: Path) -> None:
     with running(api_base, tmp_path, drain_seconds=60.0) as server:
         stream = iter(
-            server.client().completions.create(
+            server.unhurried()
+            .client()
+            .completions.create(
                 model="base",
                 prompt="x",
                 stream=True,
