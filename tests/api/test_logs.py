@@ -6,9 +6,11 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from gossamer.api.generation import Usage
 from gossamer.api.logs import JsonFormatter, without_secrets
 
 KEY = "sk-0123456789ab-" + "f0" * 32
@@ -58,3 +60,13 @@ def test_a_key_is_blotted_out_wherever_it_stands(
 def test_other_text_is_left_alone() -> None:
     text = "a task-id sk-1 and the bearer"
     assert without_secrets(text) == text
+
+
+def test_a_dataclass_is_an_object_of_its_fields(
+    lines: tuple[logging.Logger, io.StringIO],
+) -> None:
+    logger, stream = lines
+    logger.warning("request", extra={"usage": Usage(3, 2, 1), "path": Path("a")})
+    entry = json.loads(stream.getvalue())
+    assert entry["usage"] == {"prompt": 3, "completion": 2, "cached": 1}
+    assert entry["path"] == "a"

@@ -29,7 +29,7 @@ def test_people_read_the_address_and_once_the_key(
 ) -> None:
     data = tmp_path / "data"
     process = subprocess.Popen(
-        up(tiny_dir("llama"), data),
+        [*up(tiny_dir("llama"), data), "--host", "0.0.0.0"],  # noqa: S104
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,10 +37,12 @@ def test_people_read_the_address_and_once_the_key(
     )
     with process:
         assert process.stdout is not None
-        first, second = process.stdout.readline(), process.stdout.readline()
+        first, second, _, _, exported = (process.stdout.readline() for _ in range(5))
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-    assert first.startswith("Listening on http://127.0.0.1:")
+    assert first.startswith("Listening on http://0.0.0.0:")
+    port = first.split()[-1].rpartition(":")[2]
+    assert f"GOSSAMER_URL=http://127.0.0.1:{port} " in exported, "where it is reached from here"
     assert "shown this once: sk-" in second
     assert process.returncode == 0
     assert "\x1b" not in stderr, "no bars without a terminal"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -34,7 +35,11 @@ class JsonFormatter(logging.Formatter):
         entry |= {name: value for name, value in extras if name not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return without_secrets(json.dumps(entry, default=str))
+        return without_secrets(json.dumps(entry, default=_plain))
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def without_secrets(text: str) -> str:

@@ -92,6 +92,11 @@ def _serve(settings: Settings, output: Output) -> int:
         return serve(settings, on_ready=ready, progress=progress)
 
 
+def _from_here(url: str) -> str:
+    """Where this machine reaches a server that listens on all addresses."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 def _tell(settings: Settings, listening: Listening, output: Output) -> None:
     key = listening.first_key
     text = f"Listening on {listening.url}"
@@ -99,7 +104,7 @@ def _tell(settings: Settings, listening: Listening, output: Output) -> None:
         text += (
             f"\nAdmin key of the tenant {key.info.tenant}, shown this once: {key.text}"
             "\n\nFor the other commands:"
-            f"\n  export GOSSAMER_URL={listening.url} GOSSAMER_API_KEY={key.text}"
+            f"\n  export GOSSAMER_URL={_from_here(listening.url)} GOSSAMER_API_KEY={key.text}"
         )
     document = {
         "event": "listening",
