@@ -93,6 +93,7 @@ def run_is_sound(
 
 
 def form_problem(delta: Delta) -> Problem | None:
+    """Kind, shapes, dtypes and scale; nothing of the content is read."""
     sizes = (1,) if delta.kind == "element" else BLOCK_SIZES
     if delta.block_size not in sizes:
         return Problem(f"block size {delta.block_size} is not one of {sizes} ({delta.kind})")
@@ -113,6 +114,7 @@ def form_problem(delta: Delta) -> Problem | None:
 
 
 def positions_problem(delta: Delta) -> Problem | None:
+    """Positions in their range, strictly increasing."""
     positions = delta.positions
     if not positions.size:
         return None
@@ -130,6 +132,7 @@ def positions_problem(delta: Delta) -> Problem | None:
 
 
 def values_problem(delta: Delta, max_magnitude: float) -> Problem | None:
+    """Values finite, and no difference too large."""
     if not delta.values.size:
         return None
     magnitudes = magnitude_bits(delta.values, delta.value_dtype)

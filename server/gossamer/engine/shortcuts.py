@@ -217,9 +217,9 @@ def _stack(base: nn.Module, backend: Backend) -> None:
         result: Tensor = out.last_hidden_state
         return result
 
-    wanted = computed()
-    base.layers = nn.ModuleList([LayerStack(each)])
     try:
+        wanted = computed()
+        base.layers = nn.ModuleList([LayerStack(each)])
         same = _same(computed(), wanted)
     except _MISFITS:
         same = False

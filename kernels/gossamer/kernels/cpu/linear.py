@@ -22,7 +22,7 @@ from gossamer.kernels.cpu.parallel import (
     max_threads,
     subroutine,
 )
-from gossamer.kernels.cpu.rows import TILE_ROWS, in_whole_tiles, new_rows
+from gossamer.kernels.cpu.rows import TILE_ROWS, filled, in_whole_tiles, new_rows
 from gossamer.kernels.cpu.simd import (
     fetch_add,
     load_i64,
@@ -168,11 +168,10 @@ def linear(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None) -> 
 def _by_columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, (inputs, outputs) = x.shape[0], weight.shape
     x, y = in_whole_tiles(x), new_rows(rows, outputs)
-    filled = -(-rows // TILE_ROWS) * TILE_ROWS
     first = 0 if bias is None else bias.data_ptr()
     threads = max_threads()
     share = -(-outputs // (2 * LANES * threads)) * 2 * LANES
-    d = (y.data_ptr(), x.data_ptr(), weight.data_ptr(), filled, inputs, outputs, share, first)
+    d = (y.data_ptr(), x.data_ptr(), weight.data_ptr(), filled(rows), inputs, outputs, share, first)
     _columns.launch(counted(d), threads)
     return y
 

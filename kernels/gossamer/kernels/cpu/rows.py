@@ -11,12 +11,16 @@ from torch.nn import functional
 TILE_ROWS = 8
 
 
+def filled(rows: int) -> int:
+    """So many rows, up to a whole tile."""
+    return -(-rows // TILE_ROWS) * TILE_ROWS
+
+
 def new_rows(rows: int, width: int) -> Tensor:
     """Uninitialised float32 [rows, width]; zeros lie behind it, up to a whole tile."""
-    filled = -(-rows // TILE_ROWS) * TILE_ROWS
-    if filled == rows:
+    if filled(rows) == rows:
         return torch.empty(rows, width)
-    return torch.zeros(filled, width)[:rows]
+    return torch.zeros(filled(rows), width)[:rows]
 
 
 def in_whole_tiles(x: Tensor) -> Tensor:
@@ -25,8 +29,8 @@ def in_whole_tiles(x: Tensor) -> Tensor:
     What lies behind x is anybody's; a product of it is too, and nobody reads that.
     """
     x = x.contiguous()
-    filled = -(-x.shape[0] // TILE_ROWS) * TILE_ROWS
-    end = 4 * (x.storage_offset() + filled * x.shape[1])
+    rows, width = x.shape
+    end = 4 * (x.storage_offset() + filled(rows) * width)
     if x.untyped_storage().nbytes() >= end:
         return x
-    return functional.pad(x, (0, 0, 0, filled - x.shape[0]))
+    return functional.pad(x, (0, 0, 0, filled(rows) - rows))
