@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.interpreting import choose_interpreter, mend_interpreter
+
 if TYPE_CHECKING:
     from gossamer.base.load import BaseFiles
+
+choose_interpreter()
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> None:
+    """Triton's interpreter, computing as a card does; for tests of the Triton backend."""
+    mend_interpreter()
 
 
 @pytest.fixture(scope="session")

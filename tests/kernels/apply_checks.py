@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gossamer.kernels import Backend, Piece, apply
+from gossamer.kernels import Backend, Coding, Piece, apply
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.cases import (
+    CODINGS,
     bound,
     dense,
     expected,
@@ -38,7 +39,14 @@ def slots_needed(row_slots: RowSlots) -> int:
 
 
 def check_exact(
-    make: MakePiece, shape: tuple[int, int], row_slots: RowSlots, backend: Backend, seed: int = 0
+    make: MakePiece,
+    shape: tuple[int, int],
+    row_slots: RowSlots,
+    backend: Backend,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    coding: Coding | None = None,
 ) -> None:
     """Against float64, over poisoned rows; and a delta with one index off by one is noticed."""
     g = generator(seed)
@@ -50,16 +58,22 @@ def check_exact(
         lower = make(shape[0] - cut, shape[1], g, cut, 1)
         residents.append(None if slot == 2 else [upper, lower] if cut else [upper])
     matrices = [None if r is None else dense(r, shape) for r in residents]
-    x = poisoned(shape[1], row_slots, g)
-    y = poisoned(shape[0], row_slots, g)
-    plan = plan_of(row_slots)
+    x = poisoned(shape[1], row_slots, g).to(dtype)
+    y = poisoned(shape[0], row_slots, g).to(dtype)
+    plan = plan_of(row_slots).to(device)
+    coding = coding or CODINGS[dtype]
     weights = torch.randn(len(row_slots), plan.members + 1, 2, generator=g)
     members = [t for t, slots in enumerate(row_slots) if slots]
     base = [t for t, slots in enumerate(row_slots) if not slots]
     want = expected(y, x, matrices, row_slots, weights, projection_of_row)[members]
 
-    got = y.clone()
-    apply(got, x, bound(residents, shape, 2), plan, weights, backend)
+    def applied() -> torch.Tensor:
+        deltas = bound(residents, shape, 2, backend, coding, device)
+        result = y.clone().to(device)
+        apply(result, x.to(device), deltas, plan, weights.to(device), backend)
+        return result.cpu()
+
+    got = applied()
     assert agrees(got[members], want)
     assert same_bits(got[base], y[base])
 
@@ -69,13 +83,11 @@ def check_exact(
     largest = max(pieces, key=lambda p: len(p.positions))
     side = largest.block_size
     cells = -(-largest.rows // side) * -(-shape[1] // side)
-    if cells == len(largest.positions):
+    if len(largest.positions) in (0, cells):
         return
     moved = clip(off_by_one(largest, cells), shape[1])
     residents[slot] = [moved if p is largest else p for p in pieces]
-    wrong = y.clone()
-    apply(wrong, x, bound(residents, shape, 2), plan, weights, backend)
-    assert not agrees(wrong[members], want)
+    assert not agrees(applied()[members], want)
 
 
 def clip(piece: Piece, columns: int) -> Piece:
@@ -118,18 +130,45 @@ def check_independent(make: MakePiece, shape: tuple[int, int]) -> None:
         assert same_bits(alone, together[rows])
 
 
-def check_masked(make: MakePiece, shape: tuple[int, int], backend: Backend) -> None:
+def check_independent_on(make: MakePiece, device: str, dtype: torch.dtype) -> None:
+    """The same for the Triton kernels, whose chunks are of other widths."""
+    g = generator(7)
+    shape = (34, 40)
+    residents = [[make(shape[0], shape[1], g, 0, 0)] for _ in range(4)]
+    deltas = bound(residents, shape, 1, "triton", CODINGS[dtype], device)
+    row_slots = [((), (0,), (1, 2), (0, 3, 1))[i % 4] for i in range(9)] + [(2,)] * 18
+    x = torch.randn(27, shape[1], generator=g).to(device, dtype)
+    y = torch.randn(27, shape[0], generator=g).to(device, dtype)
+    weights = torch.randn(27, 3, 1, generator=g).to(device)
+    together = y.clone()
+    apply(together, x, deltas, plan_of(row_slots).to(device), weights, "triton")
+    for chunk_rows in (1, 2, 7):
+        again = y.clone()
+        apply(again, x, deltas, plan_of(row_slots, chunk_rows).to(device), weights, "triton")
+        assert same_bits(again, together), chunk_rows
+    order = torch.randperm(27, generator=g).tolist()
+    for rows in (order[:1], order[1:3], order[3:12]):
+        alone = y[rows].clone()
+        plan = plan_of([row_slots[r] for r in rows]).to(device)
+        apply(alone, x[rows], deltas, plan, weights[rows], "triton")
+        assert same_bits(alone, together[rows])
+
+
+def check_masked(
+    make: MakePiece, shape: tuple[int, int], backend: Backend, device: str = "cpu"
+) -> None:
     """A weight of 0 masks: even an x of NaN leaves the row its bits."""
     g = generator(3)
-    deltas = bound([[make(shape[0], shape[1], g, 0, 0)] for _ in range(2)], shape)
+    residents = [[make(shape[0], shape[1], g, 0, 0)] for _ in range(2)]
+    deltas = bound(residents, shape, 1, backend, "float32", device)
     for rows in (1, 2, 7, 16):
-        x = torch.randn(rows, shape[1], generator=g)
-        y = torch.randn(rows, shape[0], generator=g)
-        weights = torch.ones(rows, 2, 1)
+        x = torch.randn(rows, shape[1], generator=g).to(device)
+        y = torch.randn(rows, shape[0], generator=g).to(device)
+        weights = torch.ones(rows, 2, 1, device=device)
         weights[0] = 0
         x[0] = torch.nan
         got = y.clone()
-        apply(got, x, deltas, plan_of([(0, 1)] * rows), weights, backend)
+        apply(got, x, deltas, plan_of([(0, 1)] * rows).to(device), weights, backend)
         assert torch.equal(got[0], y[0])
         assert got[1:].isfinite().all()
         assert rows == 1 or not torch.equal(got[1:], y[1:])

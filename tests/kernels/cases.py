@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from gossamer.kernels import BoundDeltas, PackedDelta, Piece, WorkPlan, bind, pack
+from gossamer.kernels import (
+    Backend,
+    BoundDeltas,
+    Coding,
+    PackedDelta,
+    Piece,
+    WorkPlan,
+    bind,
+    pack,
+)
+
+#: Those that run on the CPU of any machine.
+HOST_BACKENDS: tuple[Backend, ...] = ("cpu", "reference")
+
+#: Where the Triton kernels are tested: interpreted where there is no card, compiled where there is.
+DEVICES = [
+    pytest.param(
+        "cpu",
+        id="interpreter",
+        marks=pytest.mark.skipif(
+            not os.environ.get("TRITON_INTERPRET"), reason="the interpreter is off"
+        ),
+    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+#: The coding that a step of this dtype reads exactly as it was packed.
+CODINGS: dict[torch.dtype, Coding] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 #: (out_features, in_features), round and odd.
 SHAPES = [(576, 576), (576, 1536), (6, 42), (42, 6), (431, 123), (123, 431), (1040, 64), (1, 1)]
@@ -113,17 +146,25 @@ def poisoned(columns: int, row_slots: Sequence[tuple[int, ...]], g: torch.Genera
 
 
 def bound(
-    residents: Sequence[Sequence[Piece] | None], shape: tuple[int, int], projections: int = 1
+    residents: Sequence[Sequence[Piece] | None],
+    shape: tuple[int, int],
+    projections: int = 1,
+    backend: Backend = "cpu",
+    coding: Coding = "float32",
+    device: str = "cpu",
 ) -> BoundDeltas:
-    packed: list[PackedDelta | None] = [
-        None if pieces is None else pack(pieces, shape, projections) for pieces in residents
-    ]
-    return bind(packed, shape)
+    """Packed and bound for a backend; "reference" takes the layout of "cpu"."""
+    packed: list[PackedDelta | None] = []
+    for pieces in residents:
+        delta = None if pieces is None else pack(pieces, shape, projections, backend, coding)
+        packed.append(None if delta is None else delta.moved(delta.data.to(device)))
+    return bind(packed, shape, backend, device)
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Equality that tells -0 from 0 and knows NaN."""
-    return torch.equal(left.contiguous().view(torch.int32), right.contiguous().view(torch.int32))
+    kind = torch.int32 if left.dtype is torch.float32 else torch.int16
+    return torch.equal(left.contiguous().view(kind), right.contiguous().view(kind))
 
 
 def plan_of(row_slots: Sequence[tuple[int, ...]], chunk_rows: int = 16) -> WorkPlan:

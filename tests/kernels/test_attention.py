@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import (
-    BACKENDS,
     Backend,
     IndexRangeError,
     ShapeError,
@@ -18,7 +17,7 @@ from gossamer.kernels import (
     write_kv,
 )
 from gossamer.kernels.tolerances import agrees, deviation
-from tests.kernels.cases import generator, same_bits
+from tests.kernels.cases import HOST_BACKENDS, generator, same_bits
 
 #: (query heads, kv heads, head dim): SmolLM2's, one head each, Gemma's, odd ones.
 HEADS = [(9, 3, 64), (4, 4, 8), (8, 1, 128), (6, 2, 80), (2, 1, 256), (3, 3, 17)]
@@ -102,7 +101,7 @@ def by_hand(step: Step, window: int | None, softcap: float | None) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (10, None), (70, 30.0), (None, 2.0)])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("lengths", [DECODE, MIXED], ids=["decode", "mixed"])
@@ -185,8 +184,8 @@ def test_pages_before_the_window_are_not_read() -> None:
 def test_views_into_a_packed_projection_are_served() -> None:
     packed = torch.randn(5, 3 * 4 * 16)
     q, k, v = (t.unflatten(-1, (4, 16)) for t in packed.split(64, dim=-1))
-    pages = [new_kv_pages(1, 16, 4, 16) for _ in BACKENDS]
-    for (k_pages, v_pages), backend in zip(pages, BACKENDS, strict=True):
+    pages = [new_kv_pages(1, 16, 4, 16) for _ in HOST_BACKENDS]
+    for (k_pages, v_pages), backend in zip(pages, HOST_BACKENDS, strict=True):
         k_pages.zero_()
         v_pages.zero_()
         write_kv(k, v, k_pages, v_pages, torch.arange(5), backend)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer.kernels import BACKENDS, Backend, Piece
+from gossamer.kernels import Backend, Piece
 from tests.kernels.apply_checks import WORKLOADS, check_exact, check_independent, check_masked
-from tests.kernels.cases import SHAPES, block_piece, element_piece
+from tests.kernels.cases import HOST_BACKENDS, SHAPES, block_piece, element_piece
 
 
 def tiles(rows: int, columns: int, g: torch.Generator, offset: int, projection: int) -> Piece:
@@ -25,7 +25,7 @@ def test_every_composition_of_a_step(rows: int, workload: str) -> None:
     check_exact(tiles, (431, 123), [*WORKLOADS[workload](rows), (1,)], "cpu", seed=rows)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(shape: tuple[int, int], backend: Backend) -> None:
     check_exact(either, shape, [(0,), (), (1, 0), (0,), *[(3,)] * 5, (2,)], backend, seed=4)
@@ -45,6 +45,6 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     check_independent(either, (1040, 64))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 def test_a_weight_of_zero_masks(backend: Backend) -> None:
     check_masked(tiles, (123, 431), backend)

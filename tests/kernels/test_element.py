@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer.kernels import BACKENDS, Backend, Piece, apply
+from gossamer.kernels import Backend, Piece, apply
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.apply_checks import WORKLOADS, check_exact, check_independent, check_masked
 from tests.kernels.cases import (
+    HOST_BACKENDS,
     SHAPES,
     bound,
     dense,
@@ -29,7 +30,7 @@ def test_every_composition_of_a_step(rows: int, workload: str) -> None:
     check_exact(sparse, (431, 123), [*WORKLOADS[workload](rows), (1,)], "cpu", seed=rows)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(shape: tuple[int, int], backend: Backend) -> None:
     check_exact(sparse, shape, [(0,), (), (1, 0), (0,), *[(3,)] * 5, (2,)], backend)
@@ -54,7 +55,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     check_independent(lambda r, c, g, o, p: element_piece(r, c, 0.02, g, o, p), (1040, 64))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 def test_a_weight_of_zero_masks(backend: Backend) -> None:
     check_masked(sparse, (123, 431), backend)
 

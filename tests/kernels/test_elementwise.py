@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gossamer.kernels import (
-    BACKENDS,
     Backend,
     ShapeError,
     fused_add_rms_norm,
@@ -15,13 +14,13 @@ from gossamer.kernels import (
 )
 from gossamer.kernels.reference import elementwise as reference
 from gossamer.kernels.tolerances import agrees
-from tests.kernels.cases import generator
+from tests.kernels.cases import HOST_BACKENDS, generator
 
 #: Rows and width: SmolLM2's, one number, no multiple of a vector, several threads.
 SHAPES = [(16, 576), (1, 1), (3, 5), (7, 16), (5, 63), (4, 65), (200, 123), (64, 1536)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_the_root_mean_square_norm(rows: int, width: int, backend: Backend) -> None:
     g = generator(rows)
@@ -38,7 +37,7 @@ def test_the_root_mean_square_norm(rows: int, width: int, backend: Backend) -> N
     assert not agrees(rms_norm(x, weight, 2e-2, backend), wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_a_sum_and_its_norm(rows: int, width: int, backend: Backend) -> None:
     g = generator(rows)
@@ -54,7 +53,7 @@ def test_a_sum_and_its_norm(rows: int, width: int, backend: Backend) -> None:
     assert torch.equal(apart, total)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_silu_and_mul(rows: int, width: int, backend: Backend) -> None:
     x = 4 * torch.randn(rows, 2 * width, generator=generator(rows))

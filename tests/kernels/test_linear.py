@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer.kernels import BACKENDS, Backend, ShapeError, linear
+from gossamer.kernels import Backend, ShapeError, linear
 from gossamer.kernels.cpu import linear as cpu
 from gossamer.kernels.reference import linear as library
 from gossamer.kernels.tolerances import agrees
-from tests.kernels.cases import generator
+from tests.kernels.cases import HOST_BACKENDS, generator
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 24, 25, 40)
 #: (out, in): SmolLM2's, one vector wide, no multiple of anything, a vocabulary that is none.
@@ -31,7 +31,7 @@ def stored(weight: Tensor, transposed: bool) -> Tensor:
     return weight.t().contiguous() if transposed else weight
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_of_any_number_of_rows(
@@ -49,7 +49,7 @@ def test_products_of_any_number_of_rows(
         assert not agrees(linear(x, stored(wrong, transposed), transposed, backend), wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("transposed", [True, False])
 def test_a_bias(transposed: bool, backend: Backend) -> None:
     bias = torch.randn(48, generator=generator(7))

@@ -33,7 +33,7 @@ def test_runs_say_the_same_as_rows() -> None:
     assert one.chunks.tolist() == other.chunks.tolist()
     assert one.chunks[:, 1].tolist() == [16, 16, 8, 16, 4]
     assert one.rows == 62
-    assert one.nbytes == 8 * (4 + 60 + 5 * 4 + 3)
+    assert one.nbytes == 8 * (4 + 62 + 60 + 5 * 4 + 3)
 
 
 def test_chunks_are_no_longer_than_asked() -> None:

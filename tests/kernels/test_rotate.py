@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import (
-    BACKENDS,
     Backend,
     IndexRangeError,
     ShapeError,
@@ -16,7 +15,7 @@ from gossamer.kernels import (
     write_kv,
 )
 from gossamer.kernels.tolerances import agrees
-from tests.kernels.cases import generator, same_bits
+from tests.kernels.cases import HOST_BACKENDS, generator, same_bits
 
 #: (query heads, kv heads, head dim): SmolLM2's, one head each, halves that are no whole vectors.
 HEADS = [(9, 3, 64), (1, 1, 2), (4, 2, 80), (2, 1, 6), (8, 1, 128)]
@@ -42,7 +41,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + turned * sin[:, None]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("rows", [1, 16, 130])
 def test_what_is_rotated_and_what_is_stored(

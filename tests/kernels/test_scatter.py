@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import (
-    BACKENDS,
     Backend,
     PackedDelta,
     Piece,
@@ -15,8 +14,10 @@ from gossamer.kernels import (
     pack,
     restore,
 )
+from gossamer.kernels.scatter import rounding
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.cases import (
+    HOST_BACKENDS,
     SHAPES,
     block_piece,
     dense,
@@ -61,7 +62,7 @@ def storage(shape: tuple[int, int], transposed: bool, g: torch.Generator) -> Ten
     return weight
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != (576, 1536)], ids=str)
 def test_fuse_adds_and_restore_gives_every_bit_back(
@@ -167,3 +168,48 @@ def test_add_dense_weighs_each_projection() -> None:
     want = target.double() + weighted_sum([pieces], (42, 6), torch.tensor([[2.0, -3.0]]))[0]
     add_dense(target, pack(pieces, (42, 6), 2), (2.0, -3.0))
     assert agrees(target, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(6, 42), (123, 431), (1040, 64)], ids=str)
+def test_rounding_is_what_fusing_changes_beyond_the_deltas(
+    shape: tuple[int, int], transposed: bool, dtype: torch.dtype
+) -> None:
+    g = generator(13)
+    deltas = members(shape, g)
+    packed = [pack(pieces, shape, 2) for pieces in deltas]
+    weight = storage(shape, transposed, g).to(dtype)
+    weights = torch.randn(3, 2, generator=g)
+    weights[1, 1] = 0  # left out: its entries are not touched
+    change, touched = weighted_sum(deltas, shape, weights)
+    before = weight.clone()
+    error, norm = rounding(weight, packed, weights, transposed)
+    assert torch.equal(weight, before), "measuring writes nothing"
+    original = (weight.t() if transposed else weight).double()
+    fuse_into(weight, packed, weights, transposed, "reference")
+    fused = (weight.t() if transposed else weight).double()
+    wanted = (fused - original - change)[touched].square().sum()
+    assert error == pytest.approx(float(wanted), rel=5e-7)
+    assert norm == pytest.approx(float(change.square().sum()), rel=1e-5)
+    # an entry that is one place off, or a weight that is another, is another number
+    last = [*deltas[2][:-1], off_by_one(deltas[2][-1], shape[0] * shape[1])]
+    moved = [*packed[:2], pack(last, shape, 2)]
+    assert rounding(before, moved, weights, transposed)[0] != pytest.approx(error, rel=5e-7)
+    weights[0, 1] += 1
+    assert rounding(before, packed, weights, transposed)[1] != pytest.approx(norm, rel=1e-3)
+
+
+def test_rounding_knows_what_is_lost_and_what_overflows() -> None:
+    piece = Piece("element", 0, 0, 2, 1, torch.tensor([0, 3]), torch.tensor([1e-4, 1e-4]))
+    packed = [pack([piece], (2, 2))]
+    one = torch.ones(1, 1)
+    error, norm = rounding(torch.ones(2, 2).bfloat16(), packed, one)
+    assert error == pytest.approx(norm), "1e-4 is absorbed by 1 in bf16: all of it is lost"
+    assert rounding(torch.zeros(2, 2).bfloat16(), packed, one)[0] < 1e-4 * norm
+    assert rounding(torch.ones(2, 2).bfloat16(), [], torch.ones(0, 1)) == (0.0, 0.0)
+    large = Piece("element", 0, 0, 2, 1, torch.tensor([0]), torch.tensor([65000.0]))
+    error, _ = rounding(torch.full((2, 2), 65000.0).half(), [pack([large], (2, 2))], one)
+    assert error == float("inf")
+    with pytest.raises(ShapeError):
+        rounding(torch.ones(2, 3).bfloat16(), packed, one)

@@ -13,6 +13,7 @@ from gossamer.kernels.attention import (
 from gossamer.kernels.backends import BACKENDS, Backend, available_backends, warm_up
 from gossamer.kernels.delta import (
     BoundDeltas,
+    Coding,
     PackedDelta,
     Piece,
     add_dense,
@@ -33,6 +34,7 @@ from gossamer.kernels.linear import linear
 from gossamer.kernels.plan import WorkPlan
 from gossamer.kernels.program import Program, ProgramPool, program_pool
 from gossamer.kernels.scatter import Saved, fuse_into, restore
+from gossamer.kernels.terms import Terms, compute_terms
 
 __all__ = [
     "BACKENDS",
@@ -40,6 +42,7 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "BoundDeltas",
+    "Coding",
     "IndexRangeError",
     "KernelError",
     "NotCapturableError",
@@ -50,11 +53,13 @@ __all__ = [
     "ProgramPool",
     "Saved",
     "ShapeError",
+    "Terms",
     "WorkPlan",
     "add_dense",
     "apply",
     "available_backends",
     "bind",
+    "compute_terms",
     "fuse_into",
     "fused_add_rms_norm",
     "kv_page_bytes",

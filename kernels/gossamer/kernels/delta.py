@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,8 +18,11 @@ from gossamer.kernels.layout import MAX_COLUMNS, TILE_SIDES, block_rows
 #: of the resident set over 20 000 of them.
 OBJECT_BYTES = 512
 
-#: Words of `BoundDeltas.table` in front of the addresses.
+#: Words of `BoundDeltas.table` in front of the addresses, on the CPU.
 TABLE_WORDS = 5
+
+#: How values are stored: "float32" exactly; the others where a device trades digits for bytes.
+Coding = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,24 +55,33 @@ class Piece:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PackedDelta:
-    """All of one adapter's pieces on one patched weight, in the device's layout (`layout`).
+    """All of one adapter's pieces on one patched weight, in the device's layout.
 
     Attributes:
         shape: (out_features, in_features) of the patched weight.
         projections: number of packed projections of the weight.
         nnz: stored entries; tiles are counted whole, clipped at the edges of their piece.
-        data: the buffer, uint8.
+        data: the buffer, uint8, on the host or on the device.
+        coding: how its values are stored.
+        record: "triton": where the parts lie in the buffer (`gpu.layout`). Empty for the layout of
+            the other backends (`layout`), which says so itself.
     """
 
     shape: tuple[int, int]
     projections: int
     nnz: int
     data: Tensor
+    coding: Coding = "float32"
+    record: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Memory that the packed delta occupies, in bytes, Python objects included."""
         return self.data.nbytes + OBJECT_BYTES
+
+    def moved(self, data: Tensor) -> PackedDelta:
+        """The same delta, its buffer's bytes copied to another place."""
+        return replace(self, data=data)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,10 +91,14 @@ class BoundDeltas:
     Attributes:
         shape: (out_features, in_features) of the patched weight.
         deltas: by slot; None where a resident does not touch this weight. Holds them in memory.
-        table: int64 [5 + slots]: out_features, in_features, rows of a row block, row blocks,
-            entries over all slots; then the address of each packed buffer, 0 for None.
+        table: int64, what the kernels read. On the CPU [5 + slots]: out_features, in_features, rows
+            of a row block, row blocks, entries over all slots; then the address of each packed
+            buffer, 0 for None. "triton": on the device, a record by slot (`gpu.layout`).
         nnz: entries over all slots; of a `room`, the most there can be.
         projections: packed projections of the weight.
+        backend: whose table it is.
+        coding: of all deltas.
+        sides: sides of the tiles that there are, from small to large; "triton" only.
     """
 
     shape: tuple[int, int]
@@ -90,29 +106,50 @@ class BoundDeltas:
     table: Tensor
     nnz: int
     projections: int
+    backend: Backend = "cpu"
+    coding: Coding = "float32"
+    sides: tuple[int, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether no resident touches the weight."""
         return self.nnz == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.table.device
+
     @classmethod
-    def room(cls, shape: tuple[int, int], projections: int, slots: int) -> BoundDeltas:
+    def room(
+        cls,
+        shape: tuple[int, int],
+        projections: int,
+        slots: int,
+        backend: Backend = "cpu",
+        device: torch.device | str = "cpu",
+        coding: Coding = "float32",
+        sides: tuple[int, ...] = (),
+    ) -> BoundDeltas:
         """Bound deltas of which only the table's memory matters: for up to so many slots."""
-        empty = bind([None] * slots, shape)
-        return cls(shape, empty.deltas, empty.table, sys.maxsize, projections)
+        empty = bind([None] * slots, shape, backend, device)
+        return replace(empty, nnz=sys.maxsize, projections=projections, coding=coding, sides=sides)
 
     def hold(self, bound: BoundDeltas | None) -> None:
         """Semantics: `table` says what `bound` says; the caller keeps the deltas in memory.
 
         Raises:
-            ShapeError: it has another shape, or more slots.
+            ShapeError: it has another shape or backend, or more slots.
         """
         words = len(self.table) if bound is None else len(bound.table)
-        if bound is not None and (bound.shape != self.shape or words > len(self.table)):
-            expected = f"{self.shape} with at most {len(self.deltas)} slots"
-            raise ShapeError("bound", expected, (bound.shape, len(bound.deltas)))
-        self.table[TABLE_WORDS - 1 :] = 0
+        if bound is not None and (
+            (bound.shape, bound.backend, bound.coding) != (self.shape, self.backend, self.coding)
+            or not set(bound.sides) <= set(self.sides)
+            or words > len(self.table)
+        ):
+            expected = f"{self.shape} with at most {len(self.deltas)} slots of {self.sides}"
+            raise ShapeError("bound", expected, (bound.shape, len(bound.deltas), bound.sides))
+        self.table[0 if self.backend == "triton" else TABLE_WORDS - 1 :] = 0
         if bound is not None:
             self.table[:words] = bound.table
 
@@ -122,37 +159,61 @@ def pack(
     shape: tuple[int, int],
     projections: int = 1,
     backend: Backend = "cpu",
+    coding: Coding = "float32",
 ) -> PackedDelta:
     """Semantics: Δ[p.row_offset + r, c] += p.values at p.positions, for every piece p.
 
-    Checks order and bounds of every position again, whoever has checked them before. Runs without
-    the GIL ("cpu"); both backends write the same bytes.
+    Checks order and bounds of every position again, whoever has checked them before. Runs on the
+    host; without the GIL ("cpu"), or with it for a few array operations at a time ("triton").
+    "cpu" and "reference" write the same bytes.
 
     Args:
         pieces: any mix of kinds; they may be empty, and they may overlap (the sum is taken in their
             order).
         shape: (out_features, in_features) of the patched weight.
         projections: how many projections are packed into it.
-        backend: "cpu" (compiled) or "reference" (numpy).
+        backend: "triton", "cpu" (compiled) or "reference" (numpy).
+        coding: how values are stored: "float32" is exact, "bfloat16" and "float16" round each value
+            once, "int8" to a 254th of the largest of its row, at most. "cpu" and "reference" have
+            "float32" only.
 
     Raises:
         PackError: naming the piece and the position that is out of range, out of order, or
             otherwise cannot be placed.
+        ShapeError: the backend has no such coding.
         BackendUnavailableError: see `implementation`.
     """
     for i, piece in enumerate(pieces):
         _check_piece(i, piece, shape, projections)
-    nnz, data = implementation(backend, "packing").pack(pieces, shape)
+    packing = implementation(backend, "packing")
+    if backend == "triton":
+        nnz, data, record = packing.pack(pieces, shape, coding)
+        return PackedDelta(shape, projections, nnz, data, coding, record)
+    if coding != "float32":
+        raise ShapeError("coding", f"float32 for {backend!r}", coding)
+    nnz, data = packing.pack(pieces, shape)
     return PackedDelta(shape, projections, nnz, data)
 
 
-def bind(deltas: Sequence[PackedDelta | None], shape: tuple[int, int]) -> BoundDeltas:
+def bind(
+    deltas: Sequence[PackedDelta | None],
+    shape: tuple[int, int],
+    backend: Backend = "cpu",
+    device: torch.device | str = "cpu",
+) -> BoundDeltas:
     """Binds the resident deltas of one patched weight; a delta's index is its slot.
 
     Cheap: nothing is copied or stacked, only addresses are noted.
 
+    Args:
+        deltas: by slot, None where a resident does not touch the weight.
+        shape: (out_features, in_features) of the patched weight.
+        backend: whose layout the deltas have; "reference" has that of "cpu".
+        device: where their buffers are, and the table will be.
+
     Raises:
-        ShapeError: a delta was packed for another shape or another number of projections.
+        ShapeError: a delta was packed for another shape, another number of projections or another
+            backend, or its buffer is elsewhere.
     """
     present = [d for d in deltas if d is not None]
     for delta in present:
@@ -162,16 +223,32 @@ def bind(deltas: Sequence[PackedDelta | None], shape: tuple[int, int]) -> BoundD
                 f"packed for {shape} with {present[0].projections} projections",
                 (delta.shape, delta.projections),
             )
-    per_block = block_rows(shape[0])
+        if bool(delta.record) != (backend == "triton"):
+            raise ShapeError("deltas", f"packed for {backend!r}", "the other layout")
+        if delta.coding != present[0].coding:
+            raise ShapeError("deltas", f"of coding {present[0].coding}", delta.coding)
+        if delta.data.device.type != torch.device(device).type:
+            raise ShapeError("deltas", f"on {device}", delta.data.device)
     nnz = sum(d.nnz for d in present)
-    table = [*shape, per_block, -(-shape[0] // per_block), nnz]
-    table += [0 if d is None else d.data.data_ptr() for d in deltas]
+    sides: tuple[int, ...] = ()
+    if backend == "triton":
+        sides = implementation(backend, "packing").sides([d.record for d in present])
+        found = [None if d is None else (d.record, d.data.data_ptr()) for d in deltas]
+        table = implementation(backend, "packing").table(found)
+    else:
+        per_block = block_rows(shape[0])
+        words = [*shape, per_block, -(-shape[0] // per_block), nnz]
+        words += [0 if d is None else d.data.data_ptr() for d in deltas]
+        table = torch.tensor(words, dtype=torch.int64)
     return BoundDeltas(
         shape=shape,
         deltas=tuple(deltas),
-        table=torch.tensor(table, dtype=torch.int64),
+        table=table.to(device, non_blocking=True),
         nnz=nnz,
         projections=present[0].projections if present else 1,
+        backend=backend,
+        coding=present[0].coding if present else "float32",
+        sides=sides,
     )
 
 
@@ -182,9 +259,12 @@ def entries(packed: PackedDelta) -> list[tuple[int, Tensor, Tensor, Tensor]]:
         (projection, rows, columns, values): absolute int64 rows and columns, float32 values.
         Tiles come as their entries, clipped at the edges.
     """
-    result: list[tuple[int, Tensor, Tensor, Tensor]] = implementation(
-        "reference", "packing"
-    ).entries(packed)
+    reader = (
+        implementation("triton", "unpack")
+        if packed.record
+        else implementation("reference", "packing")
+    )
+    result: list[tuple[int, Tensor, Tensor, Tensor]] = reader.entries(packed)
     return result
 
 
@@ -244,9 +324,9 @@ def _check_piece(index: int, piece: Piece, shape: tuple[int, int], projections: 
             )
 
 
-def as_elements(piece: Piece, in_features: int) -> Piece:
-    """A block piece whose tiles no kernel reads directly (see `TILE_SIDES`), as single entries."""
-    if piece.kind == "element" or piece.block_size in TILE_SIDES:
+def as_elements(piece: Piece, in_features: int, sides: Collection[int] = TILE_SIDES) -> Piece:
+    """A block piece whose tiles no kernel reads directly (not of `sides`), as single entries."""
+    if piece.kind == "element" or piece.block_size in sides:
         return piece
     side = piece.block_size
     across = -(-in_features // side)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gossamer.kernels.backends import Backend, implementation
 from gossamer.kernels.errors import ShapeError
+from gossamer.kernels.terms import Terms, checked
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu") -> Tensor:
@@ -15,7 +16,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu") ->
         x: [rows, width], rows contiguous. "cpu": float32.
         weight: [width], contiguous, in x's dtype.
         eps: added to the mean square.
-        backend: "cpu" or "reference".
+        backend: "triton", "cpu" or "reference".
 
     Returns:
         [rows, width], contiguous.
@@ -33,14 +34,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu") ->
 
 
 def fused_add_rms_norm(
-    residual: Tensor, x: Tensor, weight: Tensor, eps: float, backend: Backend = "cpu"
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    backend: Backend = "cpu",
+    terms: Terms | None = None,
 ) -> Tensor:
-    """Semantics: residual += x, in place; then `rms_norm` of it.
+    """Semantics: residual += x, in place; then `rms_norm` of it. With `terms`, x has them added.
 
     Args:
         residual: [rows, width], rows contiguous.
         x: [rows, width], contiguous.
         weight, eps, backend: as for `rms_norm`.
+        terms: of the product x; "triton" only.
 
     Returns:
         [rows, width], contiguous.
@@ -51,16 +58,20 @@ def fused_add_rms_norm(
     """
     if residual.dim() != 2 or x.shape != residual.shape or weight.shape != x.shape[1:]:
         raise ShapeError("x", f"{list(residual.shape)}, and a weight of its width", tuple(x.shape))
-    y: Tensor = implementation(backend, "elementwise").fused_add_rms_norm(residual, x, weight, eps)
+    y: Tensor = implementation(backend, "elementwise").fused_add_rms_norm(
+        residual, x, weight, eps, checked(terms, x, backend)
+    )
     return y
 
 
-def silu_and_mul(gate_up: Tensor, backend: Backend = "cpu") -> Tensor:
+def silu_and_mul(gate_up: Tensor, backend: Backend = "cpu", terms: Terms | None = None) -> Tensor:
     """Semantics: y[t, i] = silu(g[t, i]) · u[t, i], g and u the left and right half of a row.
 
     Args:
-        gate_up: [rows, 2 * width], rows contiguous. "cpu": float32.
-        backend: "cpu" or "reference".
+        gate_up: [rows, 2 * width], rows contiguous. "cpu": float32. With `terms`, they are added
+            first.
+        backend: "triton", "cpu" or "reference".
+        terms: of the product gate_up; "triton" only.
 
     Returns:
         [rows, width], contiguous.
@@ -71,5 +82,7 @@ def silu_and_mul(gate_up: Tensor, backend: Backend = "cpu") -> Tensor:
     """
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:
         raise ShapeError("gate_up", "[rows, 2 * width]", tuple(gate_up.shape))
-    y: Tensor = implementation(backend, "elementwise").silu_and_mul(gate_up)
+    y: Tensor = implementation(backend, "elementwise").silu_and_mul(
+        gate_up, checked(terms, gate_up, backend)
+    )
     return y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ class WorkPlan:
         rows: token rows of the step, T.
         members: largest number of members of a row; `weights` must be at least that wide.
         slots: one more than the highest slot in use.
-        data: int64: number of chunks, where `order` begins, where `sets` begins, 0; then `chunks`,
-            `order` and `sets`, one behind the other. One tensor, so one copy to a device, that a
-            captured program finds where it was.
+        data: int64: number of chunks, where `order`, `sets` and `chunks` begin; then `touched`,
+            `chunks`, `order` and `sets`, one behind the other. One tensor, so one copy to a device,
+            that a captured program finds where it was.
     """
 
     rows: int
@@ -43,7 +43,7 @@ class WorkPlan:
     def chunks(self) -> Tensor:
         """int64 [chunks, 4]: first index into `order`, number of rows, first index into `sets`,
         number of members."""
-        return self.data[HEADER_WORDS : int(self.data[1])].view(-1, 4)
+        return self.data[int(self.data[3]) : int(self.data[1])].view(-1, 4)
 
     @property
     def order(self) -> Tensor:
@@ -56,6 +56,11 @@ class WorkPlan:
         return self.data[int(self.data[2]) :]
 
     @property
+    def touched(self) -> Tensor:
+        """int64 [rows]: 1 for the rows that have members, else 0."""
+        return self.data[HEADER_WORDS : HEADER_WORDS + self.rows]
+
+    @property
     def is_empty(self) -> bool:
         """Whether no row has a member, so that `apply` has nothing to do."""
         return self.slots == 0
@@ -66,10 +71,15 @@ class WorkPlan:
         return self.data.nbytes
 
     @classmethod
-    def room(cls, rows: int, members: int) -> WorkPlan:
+    def room(cls, rows: int, members: int, device: torch.device | str = "cpu") -> WorkPlan:
         """A plan of which only the memory matters: for any plan of so many rows and members."""
-        words = HEADER_WORDS + 4 * rows + rows + rows * members
-        return cls(rows, members, rows * members, torch.zeros(words, dtype=torch.int64))
+        words = HEADER_WORDS + rows + 4 * rows + rows + rows * members
+        data = torch.zeros(words, dtype=torch.int64, device=device)
+        return cls(rows, members, rows * members, data)
+
+    def to(self, device: torch.device | str) -> WorkPlan:
+        """The same plan for a device's kernels; the copy is queued there, not waited for."""
+        return replace(self, data=self.data.to(device, non_blocking=True))
 
     def hold(self, plan: WorkPlan) -> None:
         """Semantics: `data` says what the plan says. For a `room` that is large enough.
@@ -80,7 +90,7 @@ class WorkPlan:
         if plan.rows != self.rows or plan.members > self.members:
             expected = f"{self.rows} rows with at most {self.members} members"
             raise ShapeError("plan", expected, (plan.rows, plan.members))
-        self.data[: len(plan.data)] = plan.data
+        self.data[: len(plan.data)].copy_(plan.data, non_blocking=True)
 
     @classmethod
     def build(
@@ -135,11 +145,16 @@ class WorkPlan:
                 chunks.append((len(order) + start, count, len(sets), len(slots)))
             order += members
             sets += slots
+        touched = [0] * rows
+        for row in order:
+            touched[row] = 1
         words = [word for chunk in chunks for word in chunk]
-        header = (len(chunks), HEADER_WORDS + len(words), HEADER_WORDS + len(words) + len(order), 0)
+        chunks_at = HEADER_WORDS + rows
+        order_at = chunks_at + len(words)
+        header = (len(chunks), order_at, order_at + len(order), chunks_at)
         return cls(
             rows=rows,
             members=max(map(len, groups), default=0),
             slots=max(sets, default=-1) + 1,
-            data=torch.tensor([*header, *words, *order, *sets], dtype=torch.int64),
+            data=torch.tensor([*header, *touched, *words, *order, *sets], dtype=torch.int64),
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.backends import Backend, implementation
-from gossamer.kernels.delta import PackedDelta
+from gossamer.kernels.delta import PackedDelta, entries
 from gossamer.kernels.errors import ShapeError
 
 
@@ -64,16 +64,7 @@ def fuse_into(
         ShapeError: a shape or dtype does not fit; nothing was written.
         BackendUnavailableError: see `implementation`.
     """
-    view = weight.t() if transposed else weight
-    projections = deltas[0].projections if deltas else 1
-    for delta in deltas:
-        if delta.shape != tuple(view.shape) or delta.projections != projections:
-            expected = f"packed for {tuple(view.shape)} with {projections} projections"
-            raise ShapeError("deltas", expected, (delta.shape, delta.projections))
-    allowed = {(len(deltas), 1), (len(deltas), projections)}
-    if tuple(weights.shape) not in allowed or weights.dtype is not torch.float32:
-        got = (weights.dtype, tuple(weights.shape))
-        raise ShapeError("weights", f"float32 of shape {sorted(allowed)}", got)
+    view = _checked(weight, deltas, weights, transposed)
     originals = implementation(backend, "scatter").fuse_into(view, deltas, weights)
     return Saved(backend, weight.data_ptr(), transposed, tuple(deltas), originals)
 
@@ -90,3 +81,73 @@ def restore(weight: Tensor, saved: Saved) -> None:
         raise ShapeError("weight", "the tensor that was fused", hex(weight.data_ptr()))
     view = weight.t() if saved.transposed else weight
     implementation(saved.backend, "scatter").restore(view, saved.deltas, saved.originals)
+
+
+def rounding(
+    weight: Tensor, deltas: Sequence[PackedDelta], weights: Tensor, transposed: bool = False
+) -> tuple[float, float]:
+    """Semantics: (Σ (fl(W + Δ) − (W + Δ))², Σ Δ²), Δ = Σ_j weights[j, proj(o)] · Δ_j.
+
+    Both sums are over the entries that `fuse_into` would touch; fl rounds to W's dtype as it does.
+    Summed over all weights of a mix, the root of their quotient is the mix's *deviation*: how far
+    the fused model is from the mix, in units of the mix's own size. Nothing is written. Generic
+    torch, for deltas of every backend. On one CPU core 0.12 s for 1.06 M entries in 120 weights,
+    0.28 s for two members of that size that overlap.
+
+    Args:
+        weight, deltas, weights, transposed: as for `fuse_into`; `weight` of any float dtype.
+
+    Returns:
+        (squared error, squared norm), summed in float64. The error is not finite where the sum
+        leaves the dtype's range.
+
+    Raises:
+        ShapeError: as `fuse_into`.
+    """
+    view = _checked(weight, deltas, weights, transposed)
+    positions, values = _terms(deltas, weights, view)
+    if _has_duplicates(positions, view.numel()):
+        positions, where = positions.unique(return_inverse=True)
+        values = values.new_zeros(len(positions)).index_add_(0, where, values)
+    old = view[positions // view.shape[1], positions % view.shape[1]]
+    exact = old.double() + values
+    fused = exact.float().to(weight.dtype)
+    error = (fused.double() - exact).square().sum()
+    return float(error), float(values.square().sum())
+
+
+def _terms(deltas: Sequence[PackedDelta], weights: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+    """All weighted entries: int64 positions row * in + column, float64 values, on W's device."""
+    positions = [torch.empty(0, dtype=torch.int64)]
+    values = [torch.empty(0, dtype=torch.float64)]
+    for delta, factors in zip(deltas, weights.tolist(), strict=True):
+        for projection, row, column, value in entries(delta):
+            factor = factors[projection if len(factors) > 1 else 0]
+            if factor != 0:
+                positions.append(row * view.shape[1] + column)
+                values.append(value.double() * factor)
+    return torch.cat(positions).to(view.device), torch.cat(values).to(view.device)
+
+
+def _has_duplicates(positions: Tensor, size: int) -> bool:
+    """By one byte a weight, since sorting the positions takes longer than all the rest."""
+    seen = torch.zeros(size, dtype=torch.bool, device=positions.device)
+    seen[positions] = True
+    return int(seen.count_nonzero()) < len(positions)
+
+
+def _checked(
+    weight: Tensor, deltas: Sequence[PackedDelta], weights: Tensor, transposed: bool
+) -> Tensor:
+    """The weight as (out, in), once deltas and weights are known to fit it."""
+    view = weight.t() if transposed else weight
+    projections = deltas[0].projections if deltas else 1
+    for delta in deltas:
+        if delta.shape != tuple(view.shape) or delta.projections != projections:
+            expected = f"packed for {tuple(view.shape)} with {projections} projections"
+            raise ShapeError("deltas", expected, (delta.shape, delta.projections))
+    allowed = {(len(deltas), 1), (len(deltas), projections)}
+    if tuple(weights.shape) not in allowed or weights.dtype is not torch.float32:
+        got = (weights.dtype, tuple(weights.shape))
+        raise ShapeError("weights", f"float32 of shape {sorted(allowed)}", got)
+    return view

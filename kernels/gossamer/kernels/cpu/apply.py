@@ -63,7 +63,7 @@ _CALL = struct.Struct("@11q")
 OUT_FEATURES, IN_FEATURES, BLOCK_ROWS, BLOCKS, ENTRIES, SLOTS = range(0, 6 * 8, 8)
 
 # `WorkPlan.data`, byte offsets.
-CHUNK_COUNT, ORDER, SETS, _, CHUNKS = range(0, 5 * 8, 8)
+CHUNK_COUNT, ORDER, SETS, CHUNKS = range(0, 4 * 8, 8)
 
 # Scratch of a thread, byte offsets: addresses of the chunk's rows of x and y, the members' weights
 # for one segment, xt, and behind it the terms.
@@ -278,12 +278,13 @@ def _apply(d: int) -> None:
     chunks, blocks = load_i64(plan + CHUNK_COUNT), load_i64(bound + BLOCKS)
     if load_i64(bound + ENTRIES) == 0:
         return
+    first_chunk = plan + 8 * load_i64(plan + CHUNKS)
     w = load_i64(d + SCRATCH) + fetch_add(d + SEATS, 1) * load_i64(d + SCRATCH_BYTES)
     parts = blocks if threads > 1 and chunks < ITEMS_PER_THREAD * threads else 1
     items = chunks * parts
     ticket = fetch_add(d + TICKET, 1)
     while ticket < items:
-        chunk = plan + CHUNKS + 32 * (ticket // parts)
+        chunk = first_chunk + 32 * (ticket // parts)
         low = ticket % parts * blocks // parts
         high = (ticket % parts + 1) * blocks // parts
         count = load_i64(chunk + 8)

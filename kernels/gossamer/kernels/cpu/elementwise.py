@@ -118,7 +118,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def fused_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def fused_add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, _terms: None
+) -> Tensor:
     """See `gossamer.kernels.elementwise.fused_add_rms_norm`."""
     require_fp32(("residual", residual), ("x", x), ("weight", weight))
     require_contiguous(x=x, weight=weight)
@@ -127,7 +129,7 @@ def fused_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) 
     return y
 
 
-def silu_and_mul(gate_up: Tensor) -> Tensor:
+def silu_and_mul(gate_up: Tensor, _terms: None) -> Tensor:
     """See `gossamer.kernels.elementwise.silu_and_mul`."""
     require_fp32(("gate_up", gate_up))
     y = new_rows(gate_up.shape[0], gate_up.shape[1] // 2)

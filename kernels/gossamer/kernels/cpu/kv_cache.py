@@ -143,7 +143,13 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
 
 
 def rotate_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    _terms: None,
 ) -> None:
     """See `gossamer.kernels.attention.rotate_and_write`."""
     require_fp32(("qkv", qkv), ("cos", cos), ("sin", sin))

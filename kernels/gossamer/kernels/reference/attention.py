@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.kernels.terms import Terms
+
 
 def paged_attention(
     q: Tensor,
@@ -53,9 +55,17 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
 
 
 def rotate_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    terms: Terms | None,
 ) -> None:
     """See `gossamer.kernels.attention.rotate_and_write`."""
+    if terms is not None:
+        qkv.copy_(terms.added_to(qkv))
     kv_heads, head_dim = k_pages.shape[1:3]
     heads = qkv.view(len(qkv), -1, head_dim)
     rotated = heads[:, :-kv_heads]

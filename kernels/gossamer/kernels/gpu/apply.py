@@ -1,0 +1,49 @@
+"""Sparse deltas on a device: the terms of all rows in fp32, then one sum with the product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.apply import check
+from gossamer.kernels.delta import BoundDeltas
+from gossamer.kernels.errors import ShapeError
+from gossamer.kernels.gpu.block import block
+from gossamer.kernels.gpu.element import element
+from gossamer.kernels.gpu.launch import require
+from gossamer.kernels.gpu.rows import add_terms, transposed
+from gossamer.kernels.plan import WorkPlan
+
+#: Codings that a step of this dtype reads exactly as they were packed.
+_EXACT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
+    """See `gossamer.kernels.apply.apply`."""
+    check(y, x, bound, plan, weights)
+    require("x", x)
+    require("y", y, like=x)
+    add_terms(y, terms(x, bound, plan, weights), plan)
+
+
+def terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> Tensor:
+    """What `apply` adds: float32 [T, out]; rows without members hold anything.
+
+    x [T, in] is read and nothing else of the step is, so this may run beside the base's product.
+    Entries first, then tiles, from small to large.
+
+    Raises:
+        ShapeError: the residents' coding is not for x's dtype, or something is on another device.
+    """
+    for name, tensor in (("bound", bound.table), ("plan", plan.data), ("weights", weights)):
+        if tensor.device != x.device:
+            raise ShapeError(name, f"on {x.device}", tensor.device)
+    if bound.coding not in (_EXACT[x.dtype], "int8"):
+        raise ShapeError("bound", f"of coding {_EXACT[x.dtype]} or int8", bound.coding)
+    weights = weights.contiguous()
+    found = x.new_empty(x.shape[0], bound.shape[0], dtype=torch.float32)
+    copies = transposed(x, plan)
+    element(found, copies, bound, plan, weights, bound.coding == "int8")
+    for side in bound.sides:
+        block(found, copies, bound, plan, weights, side)
+    return found

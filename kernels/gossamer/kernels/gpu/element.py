@@ -1,0 +1,305 @@
+"""Single entries times the rows of a step, by gathering from the copies of their x.
+
+An item is (chunk of rows, `ITEM_ROWS` output rows). Four lanes share an output row: each takes
+every fourth unit, and the four sums are added in pairs at the end. So a term's bits depend on the
+delta alone, not on the width of the chunk, the grid, or what else the step computes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gossamer.kernels.delta import BoundDeltas
+from gossamer.kernels.gpu import layout
+from gossamer.kernels.gpu.launch import TYPE_NAMES, launch, programs
+from gossamer.kernels.gpu.rows import find_chunk
+from gossamer.kernels.gpu.variant import Variant
+from gossamer.kernels.plan import WorkPlan
+
+#: Output rows of an item. An item reads its chunk, its members and their records one after the
+#: other, some 3 µs of waiting; at 4 entries a row, fewer rows would wait more than they read.
+ITEM_ROWS = 512
+#: Accumulators of a program: lanes times rows of the step.
+TILE = 2048
+#: Two programs of 256 threads on a multiprocessor. Left to itself, ptxas spills in two variants.
+NUM_WARPS, MAX_REGISTERS = 8, 128
+
+LANES = tl.constexpr(layout.LANES)
+TILE_ROWS = tl.constexpr(layout.TILE_ROWS)
+RECORD_WORDS = tl.constexpr(layout.RECORD_WORDS)
+FORM = tl.constexpr(layout.FORM)
+STARTS = tl.constexpr(layout.STARTS)
+LENGTHS = tl.constexpr(layout.LENGTHS)
+HIGH = tl.constexpr(layout.HIGH)
+UNITS = tl.constexpr(layout.UNITS)
+SCALES = tl.constexpr(layout.SCALES)
+VALUES8 = tl.constexpr(layout.VALUES8)
+BOUNDARIES = tl.constexpr(layout.BOUNDARIES)
+GROUP = tl.constexpr(layout.GROUP)
+SPLIT8 = tl.constexpr(layout.SPLIT8)
+GROUP8 = tl.constexpr(layout.GROUP8)
+
+
+@triton.jit
+def part_of(record, word: tl.constexpr, kind: tl.constexpr):
+    """A part of a packed delta, as a pointer."""
+    address = tl.load(record + word)
+    return tl.multiple_of(address.to(tl.pointer_type(kind)), 16)
+
+
+@triton.jit
+def value_of(bits, HALF: tl.constexpr):
+    """The low 16 bits of each integer, a float16 or a bfloat16, as float32."""
+    if HALF:
+        value = (bits & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        value = ((bits & 0xFFFF).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def _add(acc, copy, column, value, live, T: tl.constexpr):
+    """acc[n, t] += value[n] * x[t, column[n]], rounded once, in fp32."""
+    t = tl.arange(0, T)
+    x = tl.load(copy + column[:, None] * T + t[None, :], mask=live[:, None], other=0.0)
+    wide = tl.broadcast_to(value[:, None], x.shape)
+    return tl.fma(wide, x.to(tl.float32), acc)
+
+
+@triton.jit
+def row_units(record, rows, ROWS: tl.constexpr):
+    """First unit and number of units of each row."""
+    length = tl.load(part_of(record, LENGTHS, tl.uint8) + rows).to(tl.int32)
+    high = tl.load(record + HIGH)
+    if high != 0:
+        length += tl.load(high.to(tl.pointer_type(tl.uint8)) + rows).to(tl.int32) << 8
+    in_tile = tl.reshape(length, [ROWS // TILE_ROWS, TILE_ROWS])
+    before = tl.reshape(tl.cumsum(in_tile, axis=1) - in_tile, [ROWS])
+    return tl.load(part_of(record, STARTS, tl.int32) + rows // TILE_ROWS) + before, length
+
+
+@triton.jit
+def spread(rows_values, ROWS: tl.constexpr):
+    """[ROWS] → [ROWS * LANES], each value for all lanes of its row."""
+    wide = tl.broadcast_to(rows_values[:, None], [ROWS, LANES])
+    return tl.reshape(wide, [ROWS * LANES])
+
+
+@triton.jit
+def _singles(acc, record, copy, at, end, steps, T: tl.constexpr, KIND: tl.constexpr):
+    """Units of one entry, as exact as the chunk's dtype: PAIR or WORD."""
+    if KIND == "fp32":
+        units = part_of(record, UNITS, tl.int64)
+    else:
+        units = part_of(record, UNITS, tl.int32)
+    for k in range(steps):
+        here = at + k * LANES
+        unit = tl.load(units + here, mask=here < end, other=0)
+        column = (unit & 0xFFFF).to(tl.int32)
+        if KIND == "fp32":
+            value = (unit >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        else:
+            value = value_of(unit >> 16, KIND == "fp16")
+        acc = _add(acc, copy, column, value, here < end, T)
+    return acc
+
+
+@triton.jit
+def _splits(acc, record, copy, at, end, steps, T: tl.constexpr):
+    """Units of one entry, column and int8 value apart."""
+    columns, values = part_of(record, UNITS, tl.uint16), part_of(record, VALUES8, tl.int8)
+    for k in range(steps):
+        here = at + k * LANES
+        column = tl.load(columns + here, mask=here < end, other=0).to(tl.int32)
+        value = tl.load(values + here, mask=here < end, other=0).to(tl.float32)
+        acc = _add(acc, copy, column, value, here < end, T)
+    return acc
+
+
+@triton.jit
+def load_group(units, here, live):
+    """The two halves of each 128-bit unit."""
+    halves = units + 2 * here[:, None] + tl.arange(0, 2)[None, :]
+    return tl.split(tl.load(halves, mask=live[:, None], other=0))
+
+
+@triton.jit
+def group_gap(low, SLOT: tl.constexpr):
+    """How far the entry of a slot lies behind the one before it; 0: the slot is empty."""
+    return ((low >> (8 + 8 * SLOT)) & 0xFF).to(tl.int32)
+
+
+@triton.jit
+def group_value(low, high, SLOT: tl.constexpr, EIGHT: tl.constexpr, HALF: tl.constexpr):
+    """The value of a slot of GROUP8 (before its scale) or GROUP."""
+    if EIGHT:
+        value = ((high >> (8 * SLOT)) & 0xFF).to(tl.int8, bitcast=False).to(tl.float32)
+    elif SLOT == 0:
+        value = value_of(low >> 48, HALF)
+    else:
+        value = value_of(high >> (16 * (SLOT - 1)), HALF)
+    return value
+
+
+@triton.jit
+def _groups(
+    acc, record, copy, at, end, steps,
+    T: tl.constexpr, SLOTS: tl.constexpr, EIGHT: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Units of several entries; GROUP8 with EIGHT, else GROUP."""
+    units = part_of(record, UNITS, tl.int64)
+    for k in range(steps):
+        here = at + k * LANES
+        low, high = load_group(units, here, here < end)
+        column = (low & 0xFFFF).to(tl.int32)
+        for slot in tl.static_range(SLOTS):
+            if slot > 0:
+                column += group_gap(low, slot)
+            value = group_value(low, high, slot, EIGHT, HALF)
+            acc = _add(acc, copy, column, value, here < end, T)
+    return acc
+
+
+@triton.jit
+def _product(
+    record, copy, rows, T: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, INT8: tl.constexpr
+):
+    """Δ x for some output rows and all rows of a chunk, float32 [ROWS, T]."""
+    first, length = row_units(record, rows, ROWS)
+    steps = tl.cdiv(tl.max(length, axis=0), LANES)
+    lane = tl.reshape(tl.broadcast_to(tl.arange(0, LANES)[None, :], [ROWS, LANES]), [ROWS * LANES])
+    at, end = spread(first, ROWS) + lane, spread(first + length, ROWS)
+    acc = tl.zeros([ROWS * LANES, T], tl.float32)
+    form = tl.load(record + FORM)
+    HALF: tl.constexpr = KIND == "fp16"
+    if INT8:
+        if form == SPLIT8:
+            acc = _splits(acc, record, copy, at, end, steps, T)
+        else:
+            acc = _groups(acc, record, copy, at, end, steps, T, 7, True, HALF)
+    elif KIND == "fp32":
+        acc = _singles(acc, record, copy, at, end, steps, T, KIND)
+    elif form == GROUP:
+        acc = _groups(acc, record, copy, at, end, steps, T, 5, False, HALF)
+    else:
+        acc = _singles(acc, record, copy, at, end, steps, T, KIND)
+    # Lanes in pairs, spelled out: how the compiler would reduce depends on T.
+    even, odd = tl.split(tl.permute(tl.reshape(acc, [ROWS, LANES // 2, 2, T]), (0, 1, 3, 2)))
+    left, right = tl.split(tl.permute(even + odd, (0, 2, 1)))
+    product = left + right
+    if INT8:
+        scale = tl.load(part_of(record, SCALES, tl.bfloat16) + rows).to(tl.float32)
+        product = product * scale[:, None]
+    return product
+
+
+@triton.jit
+def member_weights(weights, weight_row, row, live, boundaries, rows, PROJECTIONS: tl.constexpr):
+    """The weights of one member, [1 or output rows, T]; 0, which masks, where no row is."""
+    if PROJECTIONS == 1:
+        found = tl.load(weights + row * weight_row, mask=live, other=0.0)[None, :]
+    else:
+        projection = tl.zeros_like(rows)
+        for p in tl.static_range(PROJECTIONS - 1):
+            begin = (boundaries >> (21 * p)) & 0x1FFFFF
+            projection += (rows >= begin).to(tl.int32)
+        at = weights + row[None, :] * weight_row + projection[:, None]
+        found = tl.load(at, mask=live[None, :], other=0.0)
+    return found
+
+
+@triton.jit
+def _chunk(
+    terms, copy, table, sets, order, weights, weight_row, weight_member, begin, outputs,
+    count, members,
+    POWER: tl.constexpr, TILE: tl.constexpr, ITEM_ROWS: tl.constexpr,
+    PROJECTIONS: tl.constexpr, KIND: tl.constexpr, INT8: tl.constexpr,
+):  # fmt: skip
+    """One item, for chunks of up to 2^POWER rows."""
+    T: tl.constexpr = 1 << POWER
+    ROWS: tl.constexpr = 128 if POWER <= 2 else TILE // (LANES * T)
+    live = tl.arange(0, T) < count
+    row = tl.load(order + tl.arange(0, T), mask=live, other=0)
+    for low in range(begin, tl.minimum(begin + ITEM_ROWS, outputs), ROWS):
+        rows = low + tl.arange(0, ROWS)
+        total = tl.zeros([ROWS, T], tl.float32)
+        for j in range(members):
+            record = table + RECORD_WORDS * tl.load(sets + j)
+            if tl.load(record + UNITS) != 0:
+                product = _product(record, copy, rows, T, ROWS, KIND, INT8)
+                weight = member_weights(
+                    weights + j * weight_member, weight_row, row, live,
+                    tl.load(record + BOUNDARIES), rows, PROJECTIONS,
+                )  # fmt: skip
+                total += tl.where(weight != 0, weight * product, 0.0)
+        at = terms + row[None, :] * outputs + rows[:, None]
+        tl.store(at, total, mask=live[None, :] & (rows < outputs)[:, None])
+
+
+@triton.jit
+def _element(
+    terms, copies, table, plan, weights, weight_row, weight_member, outputs, columns,
+    ITEM_ROWS: tl.constexpr, TILE: tl.constexpr, PROJECTIONS: tl.constexpr, KIND: tl.constexpr,
+    INT8: tl.constexpr,
+):  # fmt: skip
+    """Semantics: terms[t, o] = Σ_j weights[t, j, proj(o)] · (Δ_{slot(t, j)} · x[t])[o], entries.
+
+    Every output of a row with members is written, 0 where no member has an entry. Members in the
+    order of their set; each product first, in fp32, then its weight.
+    """
+    chunks = tl.load(plan).to(tl.int32)
+    order, sets = plan + tl.load(plan + 1), plan + tl.load(plan + 2)
+    blocks = tl.cdiv(outputs, ITEM_ROWS)
+    for item in range(tl.program_id(0), chunks * blocks, tl.num_programs(0)):
+        first, count, first_member, members = find_chunk(plan, item // blocks)
+        copy = copies + 2 * first.to(tl.int64) * columns
+        begin = item % blocks * ITEM_ROWS
+        for power in tl.static_range(5):
+            if (count > (1 << power) // 2) & (count <= 1 << power):
+                _chunk(
+                    terms, copy, table, sets + first_member, order + first, weights, weight_row,
+                    weight_member, begin, outputs, count, members,
+                    power, TILE, ITEM_ROWS, PROJECTIONS, KIND, INT8,
+                )  # fmt: skip
+
+
+def element(
+    terms: Tensor, copies: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor, int8: bool
+) -> None:
+    """Launch `_element`. terms: float32 [T, out]; copies: of `rows.transposed`."""
+    outputs, columns = bound.shape
+    row, member, projection = weights.stride()
+    del projection  # contiguous
+    launch(
+        _element, programs(terms.device), terms, copies, bound.table, plan.data, weights, row,
+        member, outputs, columns, num_warps=NUM_WARPS, max_registers=MAX_REGISTERS,
+        ITEM_ROWS=ITEM_ROWS, TILE=TILE, PROJECTIONS=weights.shape[2],
+        KIND=TYPE_NAMES[copies.dtype], INT8=int8,
+    )  # fmt: skip
+
+
+def _variant(dtype: str, projections: int, int8: bool) -> Variant:
+    name = f"element-{dtype}" + ("-int8" if int8 else "") + (f"-p{projections}" * (projections > 1))
+    return Variant(
+        name,
+        _element,
+        {"terms": "*fp32:16", "copies": f"*{dtype}:16", "table": "*i64:16", "plan": "*i64:16",
+         "weights": "*fp32:16", "weight_row": "i32", "weight_member": "i32", "outputs": "i32:16",
+         "columns": "i32:16"},
+        {"ITEM_ROWS": ITEM_ROWS, "TILE": TILE, "PROJECTIONS": projections, "KIND": dtype,
+         "INT8": int8},
+        num_warps=NUM_WARPS, max_registers=MAX_REGISTERS,
+        needs_load_bits=64 if dtype == "fp32" and not int8 else 128,
+    )  # fmt: skip
+
+
+VARIANTS = (
+    _variant("bf16", 1, False),
+    _variant("bf16", 3, False),
+    _variant("bf16", 1, True),
+    _variant("fp16", 1, False),
+    _variant("fp32", 1, False),
+    _variant("fp32", 1, True),
+)
