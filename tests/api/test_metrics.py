@@ -24,6 +24,9 @@ NAMES = {
     "gossamer_completion_tokens",
     "gossamer_adapter_bytes",
     "gossamer_kv_bytes",
+    "gossamer_fused_steps",
+    "gossamer_fused_windows",
+    "gossamer_held_row_steps",
 }
 
 
@@ -59,6 +62,7 @@ def test_the_documented_metrics_are_there_and_count(api: Running) -> None:
         )
 
     assert grown("gossamer_completion_tokens", "gossamer_completion_tokens_total") == 10
+    assert grown("gossamer_held_row_steps", "gossamer_held_row_steps_total") == 0
     first = "gossamer_time_to_first_token_seconds"
     assert grown(first, f"{first}_count") == 2
     between = "gossamer_inter_token_seconds"

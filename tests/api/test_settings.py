@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from gossamer.api.services import engine_config
 from gossamer.api.settings import Limits, Settings
+from gossamer.engine.config import EngineConfig
 
 
 def test_the_environment_is_read_once_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +20,22 @@ def test_the_environment_is_read_once_at_the_door(monkeypatch: pytest.MonkeyPatc
     assert (settings.port, settings.data_dir, settings.limits.queued) == (9001, Path("/data"), 7)
     assert settings.limits.json_bytes == 8 << 20
     assert Settings(port=1).port == 1  # what is given goes first
+
+
+def test_what_is_said_about_fusing_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = engine_config(Settings())
+    fields = ("fuse", "fuse_share", "fuse_hold_steps", "fuse_hold_share", "fuse_16bit")
+    for field in (*fields, "fuse_deviation"):
+        assert getattr(plain, field) == getattr(EngineConfig(), field), "one default, said twice"
+    monkeypatch.setenv("GOSSAMER_FUSE", "false")
+    monkeypatch.setenv("GOSSAMER_FUSE_SHARE", "0.75")
+    monkeypatch.setenv("GOSSAMER_FUSE_HOLD_STEPS", "16")
+    monkeypatch.setenv("GOSSAMER_FUSE_HOLD_SHARE", "0.25")
+    monkeypatch.setenv("GOSSAMER_FUSE_16BIT", "true")
+    monkeypatch.setenv("GOSSAMER_FUSE_DEVIATION", "0.1")
+    given = engine_config(Settings())
+    assert [getattr(given, field) for field in fields] == [False, 0.75, 16, 0.25, True]
+    assert given.fuse_deviation == 0.1
 
 
 def test_settings_are_frozen() -> None:
@@ -34,6 +52,11 @@ def test_settings_are_frozen() -> None:
         ("MEMORY_BYTES", "0"),
         ("DRAIN_SECONDS", "inf"),
         ("LOG_LEVEL", "loud"),
+        ("FUSE_SHARE", "0"),
+        ("FUSE_SHARE", "nan"),
+        ("FUSE_HOLD_SHARE", "1"),
+        ("FUSE_HOLD_STEPS", "0"),
+        ("FUSE_DEVIATION", "inf"),
         ("LIMITS__QUEUED", "-1"),
         ("LIMITS__NO_SUCH_LIMIT", "1"),
     ],

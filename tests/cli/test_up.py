@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gossamer.api.settings import Settings
+from gossamer.cli.output import Output
 from tests.cli.running import Live, environment, run, run_json, up
 
 
@@ -50,6 +53,26 @@ def test_people_read_the_address_and_once_the_key(
         json.loads(line)
     key = second.split()[-1]
     assert [k["id"] for k in run_json("keys", "ls", "--data-dir", data)] == [key.split("-")[1]]
+
+
+def test_its_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Settings] = []
+
+    def serve(settings: Settings, output: Output) -> int:
+        asked.append(settings)
+        return 0
+
+    monkeypatch.setattr(import_module("gossamer.cli.up"), "_serve", serve)
+    assert run("up", "--fuse-share", "0.8", "--fuse-16bit", "--threads", "3").exit_code == 0
+    assert run("up", env={"GOSSAMER_FUSE_16BIT": "1"}).exit_code == 0
+    assert run("up").exit_code == 0
+    assert [(s.fuse_share, s.fuse_16bit, s.threads) for s in asked] == [
+        (0.8, True, 3),
+        (1.0, True, None),
+        (1.0, False, None),
+    ]
+    for wrong in ("0", "1.5", "nan"):
+        assert run("up", "--fuse-share", wrong).exit_code == 2
 
 
 def test_a_later_start_shows_no_key_and_keys_made_beside_it_work(live: Live) -> None:

@@ -37,6 +37,12 @@ _COUNTERS = (
     ("gossamer_cached_tokens", "Prompt tokens found in the prefix cache", "cached_tokens"),
     ("gossamer_steps", "Steps of the engine", "steps"),
     ("gossamer_fused_steps", "Steps with a mix fused into the weights", "fused_steps"),
+    ("gossamer_fused_windows", "Times that a mix was fused into the weights", "fused_windows"),
+    (
+        "gossamer_held_row_steps",
+        "Rows that a step held back for the sake of a fused mix, summed over steps",
+        "held_row_steps",
+    ),
     ("gossamer_adapter_loads", "Adapters loaded", "loads"),
     ("gossamer_adapter_load_failures", "Adapters that could not be loaded", "load_failures"),
     ("gossamer_adapter_evictions", "Adapters evicted from memory", "evictions"),

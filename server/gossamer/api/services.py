@@ -121,6 +121,12 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         max_members=settings.limits.merge_members,
         queue_timeout=settings.limits.queue_seconds,
+        fuse=settings.fuse,
+        fuse_share=settings.fuse_share,
+        fuse_hold_steps=settings.fuse_hold_steps,
+        fuse_hold_share=settings.fuse_hold_share,
+        fuse_16bit=settings.fuse_16bit,
+        fuse_deviation=settings.fuse_deviation,
     )
 
 

@@ -77,6 +77,12 @@ class Settings(BaseSettings):
         max_rows: sequences that run at once.
         max_step_tokens: most tokens of one engine step (prefill is cut to fit).
         page_size: tokens of a KV page.
+        fuse: write a mix that every row shares into the weights while that lasts.
+        fuse_share: below 1, a mix that this share of all rows wants may be fused too, and the
+            others are held back meanwhile: for at most `fuse_hold_steps` steps in a row and, in
+            the long run, for at most the share `fuse_hold_share` of the steps.
+        fuse_16bit, fuse_deviation: fuse into 16-bit weights as well, which rounds: a mix whose
+            deviation is measured to be within that bound.
         drain_seconds: how long running requests may take after SIGTERM.
         first_tenant: whom the first admin key is made for.
     """
@@ -96,6 +102,12 @@ class Settings(BaseSettings):
     max_rows: Count = 16
     max_step_tokens: Count = 512
     page_size: Count = 16
+    fuse: bool = True
+    fuse_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fuse_hold_steps: Count = 32
+    fuse_hold_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    fuse_16bit: bool = False
+    fuse_deviation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     drain_seconds: Seconds = 30.0
     first_tenant: Annotated[str, Field(min_length=1, max_length=128)] = "default"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -45,6 +45,25 @@ def up(
             "[env var: GOSSAMER_THREADS; default: torch's choice]",
         ),
     ] = None,
+    fuse_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.01,
+            max=1.0,
+            help="Fuse a mix that this share of the rows wants and hold the others back meanwhile, "
+            "never for long; 1 holds nobody back.  [env var: GOSSAMER_FUSE_SHARE; default: 1]",
+        ),
+    ] = None,
+    fuse_16bit: Annotated[
+        bool | None,
+        typer.Option(
+            "--fuse-16bit",
+            help="Fuse into 16-bit weights too, which rounds; only mixes that it changes little.  "
+            "[env var: GOSSAMER_FUSE_16BIT]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the server until it is told to stop.
@@ -62,6 +81,8 @@ def up(
         data_dir=data_dir,
         memory_bytes=None if memory is None else parse_size(memory),
         threads=threads,
+        fuse_share=fuse_share,
+        fuse_16bit=fuse_16bit,
     )
     output.note(f"Starting with the base model {settings.base} …")
     raise typer.Exit(_serve(settings, output))

@@ -54,6 +54,8 @@ class Stats:
     memory_bytes: int
     steps: int
     fused_steps: int
+    fused_windows: int
+    held_row_steps: int
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -233,6 +235,8 @@ class Engine:
             memory_bytes=memory.total_bytes,
             steps=counts.steps,
             fused_steps=counts.fused_steps,
+            fused_windows=counts.fused_windows,
+            held_row_steps=counts.held_row_steps,
             prompt_tokens=counts.prompt_tokens,
             completion_tokens=counts.completion_tokens,
             cached_tokens=counts.cached_tokens,

@@ -23,10 +23,18 @@ class EngineConfig:
         loader_threads: threads that read and pack adapters beside the step.
         queue_timeout: seconds that a request may wait for its first step.
         prefix_sharing: reuse KV pages of equal prompts (same base, mix and salt).
-        fuse: write a mix that every row shares into the weights. Off for 16-bit bases, where
-            W + Δ is rounded and the fused model is another one.
+        fuse: write a mix that every row shares into the weights. In a 16-bit base W + Δ is rounded
+            and the fused model is another one: there only with `fuse_16bit`.
         fuse_min_steps: steps that the rows must still have ahead for a fuse to pay.
         fuse_cooldown: steps without fusing after a fused window was broken.
+        fuse_share: below 1, a mix that this share of all rows wants, running and waiting, may be
+            fused when that is predicted to pay; the others' rows are held back meanwhile.
+        fuse_hold_steps: N, most steps in a row in which a row may be held back. 32 are 1 s for a
+            135M model on two CPU cores.
+        fuse_hold_share: s; of any T successive steps a row is held back in at most s·T + (1 - s)·N.
+        fuse_16bit: fuse into 16-bit weights too, a mix whose deviation is within the bound.
+        fuse_deviation: that bound: ‖fl(W + Δ) - (W + Δ)‖ / ‖Δ‖ over all that the mix touches; see
+            the decision record on fusing in 16 bit.
         kernels: backend of the delta and attention kernels.
     """
 
@@ -43,6 +51,11 @@ class EngineConfig:
     fuse: bool = True
     fuse_min_steps: int = 16
     fuse_cooldown: int = 8
+    fuse_share: float = 1.0
+    fuse_hold_steps: int = 32
+    fuse_hold_share: float = 0.5
+    fuse_16bit: bool = False
+    fuse_deviation: float = 0.05
     kernels: Backend = "cpu"
 
     def __post_init__(self) -> None:
@@ -55,7 +68,14 @@ class EngineConfig:
             "max_mixed_step_tokens",
             "max_members",
             "loader_threads",
+            "fuse_hold_steps",
         )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 < self.fuse_share <= 1:
+            raise ValueError(f"fuse_share must be in (0, 1], is {self.fuse_share}")
+        if not 0 <= self.fuse_hold_share < 1:
+            raise ValueError(f"fuse_hold_share must be in [0, 1), is {self.fuse_hold_share}")
+        if not self.fuse_deviation >= 0:
+            raise ValueError(f"fuse_deviation must be at least 0, is {self.fuse_deviation}")

@@ -26,10 +26,10 @@ from gossamer.engine.errors import (
     ShuttingDown,
     StepFailed,
 )
-from gossamer.engine.fusion import FusionPolicy
+from gossamer.engine.fusion import COSTS, Deviations, FusionPolicy, MixSize
 from gossamer.engine.group import Choice, Group
 from gossamer.engine.memory import Memory
-from gossamer.engine.residency import Residency, Resident
+from gossamer.engine.residency import Applied, Residency, Resident
 from gossamer.engine.runner import Runner
 from gossamer.engine.sampler import sample
 from gossamer.engine.scheduler import Scheduler, Work
@@ -41,10 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Counts:
-    """What the loop did so far."""
+    """What the loop did so far. `held_row_steps`: rows held back, summed over steps."""
 
     steps: int = 0
     fused_steps: int = 0
+    fused_windows: int = 0
+    held_row_steps: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -67,7 +69,12 @@ def _rows(logits: Tensor, indices: list[int]) -> Tensor:
 
 
 class Loop:
-    """State of the engine's thread. Only `post`, `wake` and `stop` may be called from others."""
+    """State of the engine's thread. Only `post`, `wake` and `stop` may be called from others.
+
+    Args:
+        may_fuse: whether fusing is on and exact, which takes an fp32 base. With a 16-bit base
+            `EngineConfig.fuse_16bit` decides, and the deviation of each mix.
+    """
 
     def __init__(
         self,
@@ -82,7 +89,15 @@ class Loop:
         self._memory = memory
         self._residency = residency
         self._runner = runner
-        self._fusion = FusionPolicy(config, may_fuse)
+        self._exact = may_fuse
+        self._fusion = FusionPolicy(
+            config,
+            may_fuse or (config.fuse and config.fuse_16bit),
+            self._size,
+            self._permits,
+            COSTS[config.kernels],
+        )
+        self._deviations = Deviations(self._deviation, self._is_resident)
         self._fused: Mix | None = None
         self.scheduler = Scheduler(config, memory, residency)
         self.counts = Counts()
@@ -150,14 +165,18 @@ class Loop:
         for sequence in list(self.scheduler.expired(time.monotonic())):
             waited = f"The request waited {self._config.queue_timeout:g} s without being started."
             self._fail_sequence(sequence, Overloaded(waited, 1.0))
-        work, failed = self.scheduler.schedule()
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        only = self._fusion.exclusive(self._fused, running, waiting)
+        work, failed = self.scheduler.schedule(only)
         for sequence, error in failed:
             self._fail_sequence(sequence, error)
         self._residency.settle()
         work = [w for w in work if w.sequence.phase is Phase.RUNNING]
         if work:
-            self._step(work)
+            self._step(work, only)
             return True
+        if only is not None:
+            self._fusion.give_way()
         return bool(failed) or bool(self.scheduler.running) or self._unblock()
 
     def _unblock(self) -> bool:
@@ -181,11 +200,19 @@ class Loop:
             if not self._inbox and not self._stopping and not self._residency.has_news:
                 self._bell.wait(timeout=1.0 if self.scheduler.waiting else None)
 
-    def _step(self, work: list[Work]) -> None:
+    def _step(self, work: list[Work], only: Mix | None) -> None:
         self._unfused_before = False
-        rows = [w.sequence for w in work]
-        self._set_fused(self._fusion.target(self._fused, rows, iter(self.scheduler.waiting)))
+        running, waiting = list(self.scheduler.running), list(self.scheduler.waiting)
+        target = only
+        if only is None:
+            target = self._fusion.target(self._fused, [w.sequence for w in work], waiting)
+        self._set_fused(target)
+        start = time.perf_counter()
         self._run(work)
+        seconds = time.perf_counter() - start
+        if self._fused is None and all(w.count == 1 for w in work):
+            self._fusion.saw(seconds)
+        self.counts.held_row_steps += self._fusion.settle(only, running, waiting, seconds)
 
     def _run(self, work: list[Work]) -> None:
         self.counts.steps += 1
@@ -298,16 +325,49 @@ class Loop:
             self._residency.unpin(self._fused)
             self._fused = None
         if mix is not None:
-            applied = self._residency.applied(mix)
             try:
-                self._runner.fuse(applied, [self._residency.resident(key) for key, _ in applied])
+                self._runner.fuse(*self._members(mix))
             except Exception:
-                # The runner has put the base back; rows are served unfused from now on.
+                # Rows are served unfused from now on, or not at all: if the base's weights could
+                # not be put back, this raises again and ends the thread.
+                self._runner.unfuse()
                 log.exception("fusing %s failed; fusing is off from now on", mix.digest)
                 self._fusion.allowed = False
                 return
             self._residency.pin(mix)
             self._fused = mix
+            self.counts.fused_windows += 1
+
+    def _members(self, mix: Mix) -> tuple[Applied, list[Resident]]:
+        applied = self._residency.applied(mix)
+        return applied, [self._residency.resident(key) for key, _ in applied]
+
+    def _size(self, mix: Mix) -> MixSize:
+        deltas = [resident.deltas for resident in self._members(mix)[1]]
+        entries = sum(delta.nnz for by_name in deltas for delta in by_name.values())
+        return MixSize(entries, len({name for by_name in deltas for name in by_name}))
+
+    def _permits(self, mix: Mix) -> bool:
+        """Whether the fused model is the mix, or near enough to it."""
+        if self._exact:
+            return True
+        try:
+            deviation = self._deviations.of(mix)
+        except Exception:
+            log.exception("%s could not be measured; fusing is off from now on", mix.digest)
+            self._fusion.allowed = False
+            return False
+        return deviation <= self._config.fuse_deviation
+
+    def _is_resident(self, mix: Mix) -> bool:
+        return all(self._memory.get(key) is not None for key in self._residency.wanted(mix))
+
+    def _deviation(self, mix: Mix) -> float:
+        start = time.perf_counter()
+        deviation = self._runner.deviation(*self._members(mix))
+        seconds = time.perf_counter() - start
+        log.info("mix %s deviates by %.3g in 16 bit (%.3f s)", mix.digest, deviation, seconds)
+        return deviation
 
     def _close(self) -> None:
         with self._bell:

@@ -6,7 +6,8 @@ padding; where each lies in its sequence travels to the attention in an `Attenti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchMap
 from gossamer.engine.attention import NAME, AttentionStep
-from gossamer.engine.patched import StepDeltas, patch
+from gossamer.engine.patched import PatchedLinear, StepDeltas, patch
 from gossamer.engine.replays import StackReplays
 from gossamer.engine.residency import Applied, Resident
 from gossamer.engine.short_modules import LayerStack
 from gossamer.engine.shortcuts import shorten
 from gossamer.kernels import PackedDelta, Piece, Saved, WorkPlan, bind, fuse_into, pack, restore
 from gossamer.kernels.attention import kv_page_bytes, new_kv_pages
+from gossamer.kernels.scatter import rounding
 
 if TYPE_CHECKING:
     from gossamer.engine.config import EngineConfig
@@ -111,34 +113,53 @@ class Runner:
         }
 
     def fuse(self, applied: Applied, residents: Sequence[Resident]) -> None:
-        """Add a mix into the weights. An exception leaves the base as it was."""
+        """Add a mix into the weights.
+
+        An exception leaves the base as it was, or, if that failed as well, for `unfuse` to restore.
+        """
         if self._saved:
             raise RuntimeError("a mix is fused already")
         try:
-            for name, linear in self._products.items():
-                members = [
-                    (r.deltas[name], weight)
-                    for r, (_, weight) in zip(residents, applied, strict=True)
-                    if name in r.deltas
-                ]
-                if members:
-                    saved = fuse_into(
-                        linear.weight.data,
-                        [delta for delta, _ in members],
-                        torch.tensor([[weight] for _, weight in members]),
-                        transposed=linear.transposed,
-                    )
-                    self._saved.append((linear.weight.data, saved))
+            for linear, deltas, weights in self._written(applied, residents):
+                weight, transposed = linear.weight.data, linear.transposed
+                saved = fuse_into(weight, deltas, weights, transposed, self._config.kernels)
+                self._saved.append((weight, saved))
         except BaseException:
             self.unfuse()
             raise
 
     def unfuse(self) -> None:
-        """Put the base's weights back, bit for bit."""
+        """Put the base's weights back, bit for bit. After an exception it can be called again."""
         while self._saved:
             weight, saved = self._saved[-1]
             restore(weight, saved)
             self._saved.pop()
+
+    def deviation(self, applied: Applied, residents: Sequence[Resident]) -> float:
+        """‖fl(W + Δ) - (W + Δ)‖ / ‖Δ‖ over all that fusing a mix would write, fl the base's dtype.
+
+        How far the fused model is from the mix, in units of the mix itself. As long as a few decode
+        steps (see `rounding`); the base must not be fused.
+        """
+        error = norm = 0.0
+        for linear, deltas, weights in self._written(applied, residents):
+            lost, size = rounding(linear.weight.data, deltas, weights, linear.transposed)
+            error, norm = error + lost, norm + size
+        return math.sqrt(error / norm) if norm else 0.0
+
+    def _written(
+        self, applied: Applied, residents: Sequence[Resident]
+    ) -> Iterator[tuple[PatchedLinear, list[PackedDelta], Tensor]]:
+        """Per patched weight that a mix touches: its members' deltas and their weights [M, 1]."""
+        for name, linear in self._products.items():
+            members = [
+                (r.deltas[name], weight)
+                for r, (_, weight) in zip(residents, applied, strict=True)
+                if name in r.deltas
+            ]
+            if members:
+                weights = torch.tensor([[weight] for _, weight in members])
+                yield linear, [delta for delta, _ in members], weights
 
     # -- a step
 

@@ -1,7 +1,9 @@
 """Who runs in the next step, and with how many tokens. Plain Python, no tensors.
 
 Every step takes one token of each decoding row, then as much of the prompts as the token budget
-allows. A waiting request whose adapter is not in memory does not block the ones behind it.
+allows. A waiting request whose adapter is not in memory does not block the ones behind it. While
+only one mix may run (a fused window, see `fusion`), everyone else keeps what it has, and those that
+wait are admitted in their order, but get no tokens.
 """
 
 from __future__ import annotations
@@ -69,20 +71,29 @@ class Scheduler:
         at = next(i for i, s in enumerate(self.waiting) if s.request.priority > priority)
         self.waiting.insert(at, sequence)
 
-    def schedule(self) -> tuple[list[Work], list[tuple[Sequence, EngineError]]]:
-        """The work of the next step, and the sequences that cannot be served (already removed)."""
+    def schedule(
+        self, only: Mix | None = None
+    ) -> tuple[list[Work], list[tuple[Sequence, EngineError]]]:
+        """The work of the next step, and the sequences that cannot be served (already removed).
+
+        Args:
+            only: the mix whose sequences get tokens; None: all do. There may be no work although
+                others could run.
+        """
         self._memory.tick()
-        work = self._decode()
+        work = self._decode(only)
         budget = self._config.max_mixed_step_tokens if work else self._config.max_step_tokens
         for sequence in list(self.running):
-            if budget and sequence.phase is Phase.RUNNING and not sequence.decoding:
+            if sequence.phase is Phase.RUNNING and not (sequence.decoding or _held(sequence, only)):
                 budget -= self._take(sequence, budget, work)
-        failed = self._join(work, budget)
-        if not work and self.running:
+        failed = self._join(work, budget, only)
+        if not work and self.running and only is None:
             self._preempt(self.running[-1])  # rows run but none has room for a token
         return work, failed
 
-    def _join(self, work: list[Work], budget: int) -> list[tuple[Sequence, EngineError]]:
+    def _join(
+        self, work: list[Work], budget: int, only: Mix | None
+    ) -> list[tuple[Sequence, EngineError]]:
         """Admit waiting sequences in their order, and have the adapters of the next ones loaded."""
         failed: list[tuple[Sequence, EngineError]] = []
         keep: set[str] = set()
@@ -99,10 +110,12 @@ class Scheduler:
             full = full or not budget or len(self.running) >= self._config.max_rows
             if full or not ready or sequence.must_wait():
                 continue
-            if self._admit(sequence):
-                budget -= self._take(sequence, budget, work)
-            else:
+            if not self._admit(sequence):
                 full = True  # nobody behind it may take the pages that it waits for
+            elif _held(sequence, only):
+                sequence.extend_pages(self._memory, len(sequence.tokens))  # its place, until it may
+            else:
+                budget -= self._take(sequence, budget, work)
         return failed
 
     def finish(self, sequence: Sequence, *, trusted: bool = True) -> None:
@@ -116,14 +129,20 @@ class Scheduler:
         sequence.phase = Phase.ENDED
 
     def expired(self, now: float) -> Iterator[Sequence]:
-        """Sequences that waited too long for their first step."""
+        """Sequences that waited too long for their first step, not counting what they were held."""
         limit = now - self._config.queue_timeout
-        return (s for s in self.waiting if s.index == 0 and not s.started and s.arrived < limit)
+        return (
+            s
+            for s in self.waiting
+            if s.index == 0 and not s.started and s.arrived + s.held_seconds < limit
+        )
 
-    def _decode(self) -> list[Work]:
+    def _decode(self, only: Mix | None) -> list[Work]:
         work: list[Work] = []
         for sequence in list(self.running):
             if sequence.phase is not Phase.RUNNING or not sequence.decoding:
+                continue
+            if _held(sequence, only):
                 continue
             while not sequence.extend_pages(self._memory, len(sequence.tokens)):
                 victim = self.running[-1]  # the youngest gives way, and starts again later
@@ -167,3 +186,8 @@ class Scheduler:
         self._gate.unpin(sequence.request.mix)
         sequence.phase = Phase.WAITING
         self.waiting.appendleft(sequence)
+
+
+def _held(sequence: Sequence, only: Mix | None) -> bool:
+    """Whether a sequence gets no tokens because only another mix may run."""
+    return only is not None and sequence.request.mix.digest != only.digest

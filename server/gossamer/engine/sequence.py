@@ -32,6 +32,9 @@ class Sequence:
         leader: the choice 0 of the same request; the others start after its prompt is computed
             and then find its pages.
         cached_tokens: prompt tokens that were found in shared pages at the first admission.
+        started: whether it was admitted once.
+        debt: steps in which a fused window held it back, less those that it was given since.
+        held_seconds: how long it was held back altogether.
     """
 
     request: Request
@@ -45,6 +48,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     started: bool = False
+    debt: float = 0.0
+    held_seconds: float = 0.0
     _named: int = 0
     _key: PrefixKey = b""
 
