@@ -23,6 +23,7 @@ from tests.engine.running import ask, prompts, running, tokens_of
 from tests.tiny import ARCHS, tiny_model
 
 TOLERANCE = 1e-3
+LENGTHS = (5, 17, 40, 9, 33, 12, 21, 8, 50, 16, 30, 3)
 KINDS = (
     ("element", 0.0005),
     ("element", 0.01),
@@ -102,6 +103,7 @@ def check_batch(
     scale: float,
     new_tokens: int,
     monkeypatch: pytest.MonkeyPatch,
+    lengths: Sequence[int] = LENGTHS,
     **config: Any,
 ) -> None:
     """Twelve requests over six adapters, three mixes and the base, greedy, in one batch."""
@@ -118,7 +120,7 @@ def check_batch(
         canonical([Member(names[4], -1.0)]),
     ]
     vocab = model.config.vocab_size
-    texts = prompts((5, 17, 40, 9, 33, 12, 21, 8, 50, 16, 30, 3), vocab)
+    texts = prompts(lengths, vocab)
     sampling = Sampling(max_tokens=new_tokens, temperature=0, ignore_eos=True)
     requests = [
         Request(f"r{i}", text, mix, sampling)

@@ -11,6 +11,7 @@ from gossamer.kernels.attention import (
     write_kv,
 )
 from gossamer.kernels.backends import BACKENDS, Backend, available_backends, warm_up
+from gossamer.kernels.beside import Branch
 from gossamer.kernels.delta import (
     BoundDeltas,
     Coding,
@@ -19,6 +20,8 @@ from gossamer.kernels.delta import (
     add_dense,
     bind,
     pack,
+    records,
+    sides_of,
     to_dense,
 )
 from gossamer.kernels.elementwise import fused_add_rms_norm, rms_norm, silu_and_mul
@@ -42,6 +45,7 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "BoundDeltas",
+    "Branch",
     "Coding",
     "IndexRangeError",
     "KernelError",
@@ -69,9 +73,11 @@ __all__ = [
     "pack",
     "paged_attention",
     "program_pool",
+    "records",
     "restore",
     "rms_norm",
     "rotate_and_write",
+    "sides_of",
     "silu_and_mul",
     "to_dense",
     "warm_up",

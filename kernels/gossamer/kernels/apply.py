@@ -35,7 +35,7 @@ def apply(
         bound: the weight's resident deltas.
         plan: built from the step's rows; its slots index `bound`.
         weights: float32 [T, M, P], M ≥ plan.members, P the packed projections or 1.
-        backend: "cpu" or "reference".
+        backend: "triton", "cpu" or "reference".
 
     Raises:
         ShapeError: a shape, dtype or stride does not fit.
@@ -56,8 +56,8 @@ def check(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Ten
         raise ShapeError("y", f"[{plan.rows}, {out_features}]", tuple(y.shape))
     if x.shape != (plan.rows, in_features):
         raise ShapeError("x", f"[{plan.rows}, {in_features}]", tuple(x.shape))
-    if plan.slots > len(bound.deltas):
-        raise ShapeError("bound", f"of at least {plan.slots} slots", len(bound.deltas))
+    if plan.slots > bound.slots:
+        raise ShapeError("bound", f"of at least {plan.slots} slots", bound.slots)
     if weights.ndim != 3 or weights.shape[0] != plan.rows or weights.shape[1] < plan.members:
         expected = f"[{plan.rows}, at least {plan.members}, P]"
         raise ShapeError("weights", expected, tuple(weights.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -93,7 +93,8 @@ class BoundDeltas:
         deltas: by slot; None where a resident does not touch this weight. Holds them in memory.
         table: int64, what the kernels read. On the CPU [5 + slots]: out_features, in_features, rows
             of a row block, row blocks, entries over all slots; then the address of each packed
-            buffer, 0 for None. "triton": on the device, a record by slot (`gpu.layout`).
+            buffer, 0 for None. "triton": on the device [slots, words], a record by slot
+            (`gpu.layout`), rows contiguous.
         nnz: entries over all slots; of a `room`, the most there can be.
         projections: packed projections of the weight.
         backend: whose table it is.
@@ -116,24 +117,36 @@ class BoundDeltas:
         return self.nnz == 0
 
     @property
+    def slots(self) -> int:
+        """How many slots there are."""
+        return len(self.table) if self.backend == "triton" else len(self.deltas)
+
+    @property
     def device(self) -> torch.device:
         """Where the table is."""
         return self.table.device
 
     @classmethod
-    def room(
-        cls,
-        shape: tuple[int, int],
-        projections: int,
-        slots: int,
-        backend: Backend = "cpu",
-        device: torch.device | str = "cpu",
-        coding: Coding = "float32",
-        sides: tuple[int, ...] = (),
+    def room(cls, shape: tuple[int, int], projections: int, slots: int) -> BoundDeltas:
+        """Bound deltas of which only the table's memory matters: for up to so many slots, "cpu"."""
+        return replace(bind([None] * slots, shape), nnz=sys.maxsize, projections=projections)
+
+    @classmethod
+    def of_table(
+        cls, table: Tensor, shape: tuple[int, int], projections: int, coding: Coding
     ) -> BoundDeltas:
-        """Bound deltas of which only the table's memory matters: for up to so many slots."""
-        empty = bind([None] * slots, shape, backend, device)
-        return replace(empty, nnz=sys.maxsize, projections=projections, coding=coding, sides=sides)
+        """A table that somebody else fills, with `records` of what he keeps in memory: "triton".
+
+        Args:
+            table: int64 [slots, words], rows contiguous.
+            shape, projections: of the patched weight.
+            coding: of everything that will be bound.
+        """
+        return cls(shape, (), table, sys.maxsize, projections, "triton", coding)
+
+    def with_sides(self, sides: tuple[int, ...]) -> BoundDeltas:
+        """The same, tiles of these sides included."""
+        return replace(self, sides=sides)
 
     def hold(self, bound: BoundDeltas | None) -> None:
         """Semantics: `table` says what `bound` says; the caller keeps the deltas in memory.
@@ -143,13 +156,11 @@ class BoundDeltas:
         """
         words = len(self.table) if bound is None else len(bound.table)
         if bound is not None and (
-            (bound.shape, bound.backend, bound.coding) != (self.shape, self.backend, self.coding)
-            or not set(bound.sides) <= set(self.sides)
-            or words > len(self.table)
+            (bound.shape, bound.backend) != (self.shape, self.backend) or words > len(self.table)
         ):
-            expected = f"{self.shape} with at most {len(self.deltas)} slots of {self.sides}"
-            raise ShapeError("bound", expected, (bound.shape, len(bound.deltas), bound.sides))
-        self.table[0 if self.backend == "triton" else TABLE_WORDS - 1 :] = 0
+            expected = f"{self.shape} with at most {len(self.deltas)} slots"
+            raise ShapeError("bound", expected, (bound.shape, len(bound.deltas)))
+        self.table[TABLE_WORDS - 1 :] = 0
         if bound is not None:
             self.table[:words] = bound.table
 
@@ -232,9 +243,8 @@ def bind(
     nnz = sum(d.nnz for d in present)
     sides: tuple[int, ...] = ()
     if backend == "triton":
-        sides = implementation(backend, "packing").sides([d.record for d in present])
-        found = [None if d is None else (d.record, d.data.data_ptr()) for d in deltas]
-        table = implementation(backend, "packing").table(found)
+        sides = sides_of(present)
+        table = records(deltas)
     else:
         per_block = block_rows(shape[0])
         words = [*shape, per_block, -(-shape[0] // per_block), nnz]
@@ -250,6 +260,25 @@ def bind(
         coding=present[0].coding if present else "float32",
         sides=sides,
     )
+
+
+def records(deltas: Sequence[PackedDelta | None]) -> Tensor:
+    """int64 [deltas, words]: what the kernels' tables say of each, zeros for None ("triton").
+
+    The deltas' buffers must stay where they are for as long as a table says so.
+    """
+    found = [None if d is None else (d.record, d.data.data_ptr()) for d in deltas]
+    table: Tensor = implementation("triton", "packing").table(found)
+    return table
+
+
+def sides_of(deltas: Iterable[PackedDelta]) -> tuple[int, ...]:
+    """Sides of the tiles that packed deltas have, from small to large ("triton")."""
+    found = [delta.record for delta in deltas if delta.record]
+    if not found:
+        return ()
+    sides: tuple[int, ...] = implementation("triton", "packing").sides(found)
+    return sides
 
 
 def entries(packed: PackedDelta) -> list[tuple[int, Tensor, Tensor, Tensor]]:

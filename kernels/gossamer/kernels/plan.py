@@ -77,6 +77,18 @@ class WorkPlan:
         data = torch.zeros(words, dtype=torch.int64, device=device)
         return cls(rows, members, rows * members, data)
 
+    def padded(self, rows: int) -> WorkPlan:
+        """The same plan with rows behind it that have no members; on the host."""
+        more = rows - self.rows
+        if not more:
+            return self
+        header = self.data[:HEADER_WORDS].clone()
+        header[1:] += more
+        nobody = torch.zeros(more, dtype=torch.int64)
+        chunks = HEADER_WORDS + self.rows
+        parts = (header, self.data[HEADER_WORDS:chunks], nobody, self.data[chunks:])
+        return replace(self, rows=rows, data=torch.cat(parts))
+
     def to(self, device: torch.device | str) -> WorkPlan:
         """The same plan for a device's kernels; the copy is queued there, not waited for."""
         return replace(self, data=self.data.to(device, non_blocking=True))

@@ -44,13 +44,13 @@ class ProgramPool(Protocol):
         """Semantics: runs `function` once and records what it launched.
 
         Args:
-            function: calls kernels of this package on tensors that live as long as the program. It
-                may take views and allocate, and nothing else of torch: what torch computes would
-                not be computed again. Its result must not be one of its inputs.
+            function: calls kernels of this package on tensors that live as long as the program. On
+                the CPU it may take views and allocate, and nothing else of torch: what torch
+                computes would not be computed again. On a device it may compute with torch, but
+                not wait for what it computed. Its result must not be one of its inputs.
 
         Raises:
-            NotCapturableError: it computed something with torch, or launched nothing. It has then
-                run in part.
+            NotCapturableError: it did what a program cannot hold. It has then run in part.
         """
 
 

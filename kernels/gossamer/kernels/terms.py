@@ -28,6 +28,15 @@ class Terms:
     values: Tensor
     touched: Tensor
 
+    def add_to(self, y: Tensor) -> None:
+        """y [T, out] += the terms, rounded once, by a launch of its own; other rows keep theirs.
+
+        Raises:
+            ShapeError: y has another shape.
+            BackendUnavailableError: see `implementation`.
+        """
+        implementation("triton", "rows").add_terms(y, checked(self, y, "triton"))
+
     def added_to(self, y: Tensor) -> Tensor:
         """y [T, out] with the terms, rounded once; what a kernel that takes terms begins with."""
         whole = (y.float() + self.values).to(y.dtype)

@@ -120,11 +120,14 @@ def _no_space(error: catalog.StoreFull) -> ApiError:
     return ApiError(507, message, type="server_error", code="store_full", headers=NO_RETRY)
 
 
+_FULL = "The device has no room for an adapter of the request at the moment."
+
 _TABLE: dict[type[BaseException], Row] = {
     engine.ContextLengthExceeded: _bad("max_tokens", "context_length_exceeded"),
     engine.InvalidRequest: lambda e: invalid(e.field, str(e), code="invalid_value"),
     engine.Overloaded: lambda e: unavailable(str(e), e.retry_after),
     engine.AdapterTooLarge: lambda e: unavailable(str(e), _LATER, code="adapter_too_large"),
+    engine.DeviceFull: lambda _: unavailable(_FULL, _LATER, code="out_of_memory"),
     engine.AdapterUnavailable: _unloaded,
     engine.NonFiniteLogits: _non_finite,
     engine.ShuttingDown: lambda e: unavailable(str(e), _SOON, code="shutting_down"),

@@ -6,9 +6,10 @@ to the attention function; there is no global state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -37,6 +38,11 @@ class AttentionStep:
     query_start: Tensor
     context_len: Tensor
     backend: Backend
+
+    def to(self, device: torch.device) -> AttentionStep:
+        """The same on a device, where the pages are already."""
+        names = ("slots", "page_table", "query_start", "context_len")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def attend(

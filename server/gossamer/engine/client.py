@@ -101,7 +101,7 @@ class Engine:
         self.eos = _eos(model, tokenizer)
         self._decoder = TokenizerDecoder(tokenizer)
         self._fingerprint = fingerprint
-        page_bytes = Geometry.of(model).page_bytes(config.page_size, model.dtype)
+        page_bytes = Geometry.of(model).page_bytes(config.page_size, model.dtype, config.kernels)
         self._memory: Memory[Resident] = Memory(config.memory_bytes, page_bytes, config.page_size)
         expected = probe.expected(model)
         warm_up(config.kernels)
@@ -110,7 +110,9 @@ class Engine:
         self._loaders = ThreadPoolExecutor(
             config.loader_threads, thread_name_prefix="gossamer-load"
         )
-        self._residency = Residency(self._memory, source, runner.pack, self._loaders, self._wake)
+        self._residency = Residency(
+            self._memory, source, runner.adapters.bring, self._loaders, self._wake
+        )
         self._loop = Loop(
             config,
             self._memory,

@@ -36,6 +36,10 @@ class EngineConfig:
         fuse_deviation: that bound: ‖fl(W + Δ) - (W + Δ)‖ / ‖Δ‖ over all that the mix touches; see
             the decision record on fusing in 16 bit.
         kernels: backend of the delta and attention kernels.
+        graphs: decode by captured graphs; "triton" only.
+        int8_adapters: store adapters' values in 8 bits on the device, with a scale for every output
+            row: half the bytes, for an error of at most a 254th of a row's largest value. "triton".
+        host_bytes: of packed adapters that are kept in pinned memory of the host; "triton" only.
     """
 
     max_rows: int = 16
@@ -57,6 +61,9 @@ class EngineConfig:
     fuse_16bit: bool = False
     fuse_deviation: float = 0.05
     kernels: Backend = "cpu"
+    graphs: bool = True
+    int8_adapters: bool = False
+    host_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         positive = (

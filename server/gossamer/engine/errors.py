@@ -55,6 +55,10 @@ class AdapterUnavailable(EngineError):
         self.digest, self.cause = digest, cause
 
 
+class DeviceFull(AdapterUnavailable):
+    """The device ran out of memory while the adapter was brought there."""
+
+
 class NonFiniteLogits(EngineError):
     """The model with this request's mix produced NaN or infinity."""
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchedWeight, PatchMap, stacked
-from gossamer.kernels import BoundDeltas, WorkPlan, apply, linear
+from gossamer.kernels import BoundDeltas, Branch, Terms, WorkPlan, apply, compute_terms, linear
 from gossamer.kernels.backends import Backend
 
 
@@ -31,22 +32,36 @@ class StepDeltas:
         bound: patched weight name → the residents' deltas on it, by slot. Weights that no
             active resident changes are absent.
         version: another number whenever `bound` is another.
+        sides: of the tiles among the bound deltas; on a device only.
     """
 
     plan: WorkPlan | None = None
     weights: Tensor | None = None
     bound: dict[str, BoundDeltas] = field(default_factory=dict)
     version: int = 0
+    sides: tuple[int, ...] = ()
+
+    def forget(self) -> None:
+        """The step has no deltas."""
+        self.plan, self.weights, self.bound, self.sides = None, None, {}, ()
+
+    def on(self, device: torch.device) -> StepDeltas:
+        """The same with plan and weights on a device."""
+        if self.plan is None or self.weights is None or device.type == "cpu":
+            return self
+        weights = self.weights.to(device, non_blocking=True)
+        return replace(self, plan=self.plan.to(device), weights=weights)
 
     @contextmanager
     def replaced(self, other: StepDeltas) -> Iterator[None]:
         """Stand for another's plan, weights and bound deltas meanwhile."""
-        before = self.plan, self.weights, self.bound
-        self.plan, self.weights, self.bound = other.plan, other.weights, other.bound
+        before = self.plan, self.weights, self.bound, self.sides
+        self.plan, self.weights = other.plan, other.weights
+        self.bound, self.sides = other.bound, other.sides
         try:
             yield
         finally:
-            self.plan, self.weights, self.bound = before
+            self.plan, self.weights, self.bound, self.sides = before
 
 
 class BaseLinear(nn.Module):
@@ -75,16 +90,37 @@ class BaseLinear(nn.Module):
         return linear(x, self.weight, self.transposed, self._backend, self.bias)
 
 
+class Product(NamedTuple):
+    """A product of the step's rows, and what its reader must add to it.
+
+    Attributes:
+        y: [rows, out].
+        terms: of the rows' deltas, where they are computed beside the product.
+    """
+
+    y: Tensor
+    terms: Terms | None
+
+    def whole(self) -> Tensor:
+        """y with its terms, in place."""
+        if self.terms is not None:
+            self.terms.add_to(self.y)
+        return self.y
+
+
 class PatchedLinear(BaseLinear):
     """A product to which each row's deltas are added.
 
     On a CPU the weight is stored once, contiguous, as (in, out); see the decision record on its
     layout.
+
+    Args:
+        branch: where the deltas' terms are computed on a device.
     """
 
     def __init__(
         self, patched: PatchedWeight, weight: Tensor, bias: Tensor | None, deltas: StepDeltas,
-        backend: Backend,
+        backend: Backend, branch: Branch,
     ) -> None:  # fmt: skip
         transposed = weight.device.type == "cpu"
         stored = (weight.t() if transposed else weight).contiguous()
@@ -93,17 +129,28 @@ class PatchedLinear(BaseLinear):
         self.shape = (weight.shape[0], weight.shape[1])
         self.projections = len(patched.rows)
         self._deltas = deltas
+        self._branch = branch
 
     def rows(self, x: Tensor) -> Tensor:
         """x [rows of the step, in] → [rows, out]."""
-        y = super().rows(x)
+        return self.product(x).whole()
+
+    def product(self, x: Tensor) -> Product:
+        """x [rows of the step, in] → the product, and terms that its reader adds."""
         deltas = self._deltas
-        if deltas.plan is not None:
-            bound = deltas.bound.get(self.name)
-            if bound is not None:
-                weights = cast(Tensor, deltas.weights)
-                apply(y, x, bound, deltas.plan, weights, backend=self._backend)
-        return y
+        bound = deltas.bound.get(self.name) if deltas.plan is not None else None
+        if bound is None or deltas.plan is None:
+            return Product(super().rows(x), None)
+        weights = cast(Tensor, deltas.weights)
+        if self._backend != "triton":
+            y = super().rows(x)
+            apply(y, x, bound, deltas.plan, weights, backend=self._backend)
+            return Product(y, None)
+        with self._branch.beside():
+            terms = compute_terms(x, bound, deltas.plan, weights)
+        y = super().rows(x)
+        self._branch.join()
+        return Product(y, terms)
 
 
 class Packed:
@@ -146,9 +193,10 @@ def patch(
 ) -> dict[str, PatchedLinear]:
     """Rebuild `model` in place; returns the patched weights by name."""
     products: dict[str, PatchedLinear] = {}
+    branch = Branch(model.device)
     for patched in patch_map.weights.values():
         weight, bias = stacked(model, patched)
-        linear = PatchedLinear(patched, weight, bias, deltas, backend)
+        linear = PatchedLinear(patched, weight, bias, deltas, backend, branch)
         products[patched.name] = linear
         if len(patched.modules) == 1:
             model.set_submodule(patched.modules[0], linear)

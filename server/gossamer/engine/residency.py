@@ -15,16 +15,22 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gossamer.engine.errors import AdapterTooLarge, AdapterUnavailable, EngineError, Overloaded
+from gossamer.engine.adapters import Packed
+from gossamer.engine.errors import (
+    AdapterTooLarge,
+    AdapterUnavailable,
+    DeviceFull,
+    EngineError,
+    Overloaded,
+)
 from gossamer.engine.memory import Memory
-from gossamer.kernels import PackedDelta
 from gossamer.merge import Mix, compile_mix, method_named
 from gossamer.store.delta import DeltaSet
 
 #: digest → decoded deltas; called in a loader thread; any exception makes the adapter unavailable.
 Source = Callable[[str], DeltaSet]
-#: decoded deltas → patched weight name → device layout; called in a loader thread.
-Pack = Callable[[DeltaSet], dict[str, PackedDelta]]
+#: key and how to decode it → as the kernels read it; called in a loader thread.
+Bring = Callable[[str, Callable[[], DeltaSet]], Packed]
 Applied = tuple[tuple[str, float], ...]
 
 #: Loads between their start and their end. What they have packed lies outside the budget.
@@ -39,19 +45,13 @@ _REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
-class Resident:
-    """What an entry holds: deltas in the device's layout, by patched weight.
+class Resident(Packed):
+    """What an entry holds.
 
     `applied` is set for a compiled mix: the (key, weight) pairs that a row of it adds.
     """
 
-    deltas: dict[str, PackedDelta]
     applied: Applied = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return sum(delta.nbytes for delta in self.deltas.values())
 
 
 @dataclass
@@ -83,13 +83,13 @@ class Residency:
         self,
         memory: Memory[Resident],
         source: Source,
-        pack: Pack,
+        bring: Bring,
         executor: Executor,
         wake: Callable[[], None],
     ) -> None:
         self._memory = memory
         self._source = source
-        self._pack = pack
+        self._bring = bring
         self._executor = executor
         self._wake = wake
         self._loads: dict[str, _Load] = {}
@@ -248,18 +248,24 @@ class Residency:
         """In a loader thread: read and pack one adapter, or compile a mix from its members."""
         result: Resident | EngineError
         try:
-            deltas: DeltaSet | None
-            applied: Applied = ()
-            if mix is None:
-                deltas = self._source(key)
-            else:
-                compiled = compile_mix(mix, {m.digest: self._source(m.digest) for m in mix.members})
-                deltas = compiled.replaces or compiled.correction
-                own = ((key, 1.0),) if deltas is not None else ()
-                applied = compiled.members + own
-            result = Resident(self._pack(deltas) if deltas is not None else {}, applied)
+            result = self._brought(key, mix)
+        except DeviceFull as full:
+            result = full
+            self._memory.counts.load_failures += 1
         except BaseException as cause:  # noqa: BLE001 - a panic in a native library is its own too
             result = AdapterUnavailable(key, cause)
             self._memory.counts.load_failures += 1
         load.result = result
         self._wake()
+
+    def _brought(self, key: str, mix: Mix | None) -> Resident:
+        if mix is None:
+            packed, applied = self._bring(key, lambda: self._source(key)), ()
+            return Resident(packed.deltas, packed.table, packed.sides, applied)
+        compiled = compile_mix(mix, {m.digest: self._source(m.digest) for m in mix.members})
+        deltas = compiled.replaces or compiled.correction
+        if deltas is None:
+            return Resident({}, applied=compiled.members)
+        packed = self._bring(key, lambda: deltas)
+        members = (*compiled.members, (key, 1.0))
+        return Resident(packed.deltas, packed.table, packed.sides, members)

@@ -1,8 +1,4 @@
-"""One step of the model: from the scheduler's work to logits.
-
-The batch is ragged: the new tokens of all sequences lie in one row of ids [1, tokens], without
-padding; where each lies in its sequence travels to the attention in an `AttentionStep`.
-"""
+"""One step of the model: from the scheduler's work to logits."""
 
 from __future__ import annotations
 
@@ -17,20 +13,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchMap
+from gossamer.engine.adapters import AdapterPacker
 from gossamer.engine.attention import NAME, AttentionStep
+from gossamer.engine.batch import Batch
+from gossamer.engine.binding import Binding, DeviceBinding, HostBinding
+from gossamer.engine.graphs import DecodeGraphs
 from gossamer.engine.patched import PatchedLinear, StepDeltas, patch
 from gossamer.engine.replays import StackReplays
 from gossamer.engine.residency import Applied, Resident
 from gossamer.engine.short_modules import LayerStack
 from gossamer.engine.shortcuts import shorten
-from gossamer.kernels import PackedDelta, Piece, Saved, WorkPlan, bind, fuse_into, pack, restore
+from gossamer.kernels import Backend, Coding, PackedDelta, Saved, WorkPlan, fuse_into, restore
 from gossamer.kernels.attention import kv_page_bytes, new_kv_pages
 from gossamer.kernels.scatter import rounding
 
 if TYPE_CHECKING:
     from gossamer.engine.config import EngineConfig
     from gossamer.engine.scheduler import Work
-    from gossamer.store.delta import DeltaSet
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Geometry:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(config.num_hidden_layers, kv_heads, head_dim)
 
-    def page_bytes(self, page_size: int, dtype: torch.dtype) -> int:
+    def page_bytes(self, page_size: int, dtype: torch.dtype, backend: Backend) -> int:
         """Bytes of one page, keys and values of all layers."""
-        return self.layers * kv_page_bytes(page_size, self.kv_heads, self.head_dim, dtype)
+        return self.layers * kv_page_bytes(page_size, self.kv_heads, self.head_dim, dtype, backend)
 
 
 class Runner:
@@ -72,45 +71,53 @@ class Runner:
         # Not zeroed: on a CPU, pages that were never used then cost no memory.
         self._kv = [
             new_kv_pages(
-                num_pages, config.page_size, g.kv_heads, g.head_dim, model.dtype, model.device
+                num_pages,
+                config.page_size,
+                g.kv_heads,
+                g.head_dim,
+                model.dtype,
+                model.device,
+                config.kernels,
             )
             for _ in range(g.layers)
         ]
         for module in model.modules():
-            if isinstance(module, LayerStack) and config.kernels != "reference":
+            if isinstance(module, LayerStack) and config.kernels == "cpu":
                 # A compiled mix may add a correction to its members.
                 module.replays = StackReplays(
                     self._deltas, self._products, config.max_members + 1, config.kernels
                 )
-        self._active: tuple[str, ...] = ()
+        self._binding = self._new_binding()
+        self.adapters = AdapterPacker(
+            self.patch_map, config.kernels, self._coding, self._device, config.host_bytes
+        )
+        self._graphs: DecodeGraphs | None = None
+        if config.kernels == "triton" and config.graphs:
+            self._graphs = DecodeGraphs(
+                self._forward, self._deltas, config.max_members + 1, config.kernels, self._device
+            )
         self._saved: list[tuple[Tensor, Saved]] = []
 
-    # -- adapters
-
-    def pack(self, deltas: DeltaSet) -> dict[str, PackedDelta]:
-        """A decoded adapter in the device's layout, by patched weight. Called in loader threads."""
-        pieces: dict[str, list[Piece]] = {}
-        for name, delta in deltas.deltas.items():
-            place = self.patch_map.places[name]
-            shape = (place.rows, self.patch_map.weights[place.weight].in_features)
-            if delta.shape != shape:
-                raise ValueError(f"{name} has shape {shape}, the adapter's delta {delta.shape}")
-            pieces.setdefault(place.weight, []).append(
-                Piece(
-                    kind=delta.kind,
-                    projection=place.projection,
-                    row_offset=place.row_offset,
-                    rows=place.rows,
-                    block_size=delta.block_size,
-                    positions=torch.from_numpy(delta.positions),
-                    values=torch.from_numpy(delta.values_f32()),
-                )
-            )
-        weights = self.patch_map.weights
-        return {
-            name: pack(parts, weights[name].shape, len(weights[name].rows), self._config.kernels)
-            for name, parts in pieces.items()
+    @property
+    def _coding(self) -> Coding:
+        """How adapters' values are stored."""
+        if self._config.kernels != "triton":
+            return "float32"
+        exact: dict[torch.dtype, Coding] = {
+            torch.float32: "float32",
+            torch.bfloat16: "bfloat16",
+            torch.float16: "float16",
         }
+        return "int8" if self._config.int8_adapters else exact[self._model.dtype]
+
+    def _new_binding(self) -> Binding:
+        weights, config = self.patch_map.weights, self._config
+        if config.kernels != "triton":
+            return HostBinding(weights, config.kernels)
+        slots = config.max_rows * (config.max_members + 1)
+        return DeviceBinding(weights, self._coding, slots, self._device)
+
+    # -- fusing
 
     def fuse(self, applied: Applied, residents: Sequence[Resident]) -> None:
         """Add a mix into the weights.
@@ -184,89 +191,59 @@ class Runner:
         """
         counts = [w.count for w in work]
         self._set_deltas(counts, applied, residents)
-        ids, positions, step = self._batch(work, counts)
-        ends = np.cumsum(counts)
+        batch = Batch.of(work, self.page_size, self._kv, self._config.kernels)
         everything = set(scored)
+        if self._graphs is not None and not everything and batch.rows == len(work):
+            logits = self._graphs.run(batch)
+            if logits is not None:
+                return logits.float()
+        ends = np.cumsum(counts)
         wanted = np.concatenate(
             [
                 np.arange(end - count if i in everything else end - 1, end)
                 for i, (end, count) in enumerate(zip(ends, counts, strict=True))
             ]
         )
+        keep = torch.from_numpy(wanted).to(self._device)
+        with self._deltas.replaced(self._deltas.on(self._device)):
+            return self._forward(*batch.to(self._device), keep).float()
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, step: AttentionStep, keep: Tensor | int = 0
+    ) -> Tensor:
+        """ids and positions [1, rows] → logits [rows, or those of `keep`, vocabulary]."""
         with torch.inference_mode():
             out = self._model(
                 input_ids=ids,
                 position_ids=positions,
                 use_cache=False,
-                logits_to_keep=torch.from_numpy(wanted).to(self._device),
+                logits_to_keep=keep,
                 step=step,
             )
         logits: Tensor = out.logits[0]
-        return logits.float()
+        return logits
 
     def _set_deltas(
         self, counts: list[int], applied: Sequence[Applied], residents: dict[str, Resident]
     ) -> None:
-        keys = tuple(sorted({key for pairs in applied for key, _ in pairs}))
+        keys = sorted({key for pairs in applied for key, _ in pairs})
         if not keys:
             self.forget_bound()
             return
-        if keys != self._active:
-            self._bind(keys, residents)
-        slot = {key: i for i, key in enumerate(keys)}
+        bound = self._binding.bind(keys, residents)
         runs = [
-            (count, tuple(slot[key] for key, _ in pairs))
+            (count, tuple(bound.slots[key] for key, _ in pairs))
             for count, pairs in zip(counts, applied, strict=True)
         ]
         weights = np.zeros((len(applied), max(len(pairs) for pairs in applied), 1), np.float32)
         for row, pairs in enumerate(applied):
             weights[row, : len(pairs), 0] = [weight for _, weight in pairs]
-        self._deltas.plan = WorkPlan.build(runs=runs)
-        self._deltas.weights = torch.from_numpy(weights.repeat(counts, axis=0)).to(self._device)
-
-    def _bind(self, keys: tuple[str, ...], residents: dict[str, Resident]) -> None:
-        slots = [residents[key].deltas for key in keys]
-        changed = {name for deltas in slots for name in deltas}
-        self._deltas.bound = {
-            name: bind([deltas.get(name) for deltas in slots], self.patch_map.weights[name].shape)
-            for name in changed
-        }
-        self._deltas.version += 1
-        self._active = keys
+        deltas = self._deltas
+        deltas.plan = WorkPlan.build(runs=runs)
+        deltas.weights = torch.from_numpy(weights.repeat(counts, axis=0))
+        deltas.bound, deltas.version, deltas.sides = bound.deltas, bound.version, bound.sides
 
     def forget_bound(self) -> None:
         """Drop references to deltas that no row uses, so that eviction frees them."""
-        self._deltas.plan, self._deltas.weights, self._deltas.bound = None, None, {}
-        self._active = ()
-
-    def _batch(
-        self, work: Sequence[Work], counts: list[int]
-    ) -> tuple[Tensor, Tensor, AttentionStep]:
-        size = self.page_size
-        total, rows = sum(counts), len(work)
-        width = max(len(w.sequence.pages) for w in work)
-        # One buffer and one copy to the device for ids, positions and slots of the tokens.
-        flat = np.empty((3, total), np.int64)
-        table = np.zeros((rows, width), np.int32)
-        start = 0
-        for row, w in enumerate(work):
-            end = start + w.count
-            pages = np.asarray(w.sequence.pages, np.int64)
-            positions = np.arange(w.start, w.start + w.count)
-            flat[0, start:end] = w.sequence.tokens[w.start : w.start + w.count]
-            flat[1, start:end] = positions
-            flat[2, start:end] = pages[positions // size] * size + positions % size
-            table[row, : len(pages)] = pages
-            start = end
-        tokens = torch.from_numpy(flat).to(self._device)
-        query_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        context = np.array([w.start + w.count for w in work], np.int32)
-        step = AttentionStep(
-            kv=self._kv,
-            slots=tokens[2],
-            page_table=torch.from_numpy(table).to(self._device),
-            query_start=torch.from_numpy(query_start).to(self._device),
-            context_len=torch.from_numpy(context).to(self._device),
-            backend=self._config.kernels,
-        )
-        return tokens[0:1], tokens[1:2], step
+        self._deltas.forget()
+        self._binding.forget()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from gossamer.engine.attention import AttentionStep, attend_rows
-from gossamer.engine.patched import PatchedLinear
+from gossamer.engine.patched import PatchedLinear, Product
 from gossamer.kernels import (
     Backend,
     fused_add_rms_norm,
@@ -39,9 +39,9 @@ class RMSNorm(nn.Module):
         """x [rows, width] → the same shape."""
         return rms_norm(x, self.weight, self.eps, self._backend)
 
-    def after(self, residual: Tensor, x: Tensor) -> Tensor:
+    def after(self, residual: Tensor, x: Product) -> Tensor:
         """The norm of residual + x, [rows, width] each; the sum is left in `residual`."""
-        return fused_add_rms_norm(residual, x, self.weight, self.eps, self._backend)
+        return fused_add_rms_norm(residual, x.y, self.weight, self.eps, self._backend, x.terms)
 
 
 class GatedMLP(nn.Module):
@@ -55,11 +55,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] → the same shape."""
-        return self.rows(x.reshape(-1, x.shape[-1])).view(x.shape)
+        return self.rows(x.reshape(-1, x.shape[-1])).whole().view(x.shape)
 
-    def rows(self, x: Tensor) -> Tensor:
+    def rows(self, x: Tensor) -> Product:
         """x [rows, hidden] → the same shape."""
-        return self.down.rows(silu_and_mul(self.gate_up.rows(x), self._backend))
+        gate_up = self.gate_up.product(x)
+        return self.down.product(silu_and_mul(gate_up.y, self._backend, gate_up.terms))
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,18 @@ class RotaryAttention(nn.Module):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """[1, rows, hidden] → ([1, rows, hidden], None); what else is passed changes nothing."""
-        return self.rows(hidden_states[0], position_embeddings, step)[None], None
+        return self.rows(hidden_states[0], position_embeddings, step).whole()[None], None
 
-    def rows(self, x: Tensor, angles: tuple[Tensor, Tensor], step: AttentionStep) -> Tensor:
+    def rows(self, x: Tensor, angles: tuple[Tensor, Tensor], step: AttentionStep) -> Product:
         """x [rows, hidden] → the same shape; angles: cos and sin, [1, rows, dim]."""
-        qkv = self.qkv.rows(x)
+        qkv, terms = self.qkv.product(x)
         cos, sin = angles
         k_pages, v_pages = step.kv[self.layer]
-        rotate_and_write(qkv, cos[0], sin[0], k_pages, v_pages, step.slots, self._backend)
+        rotate_and_write(qkv, cos[0], sin[0], k_pages, v_pages, step.slots, self._backend, terms)
         rows = qkv.shape[0]
         query = qkv.view(rows, -1, self.heads.dim)[:, : self.heads.query]
         out = attend_rows(query, self.layer, step, **self.constants)
-        return self.o.rows(out.view(rows, -1))
+        return self.o.product(out.view(rows, -1))
 
 
 class PreNormLayer(nn.Module):
@@ -133,7 +134,7 @@ class PreNormLayer(nn.Module):
         residual = hidden_states[0].clone()
         attended = self.attention.rows(self.norm.rows(residual), position_embeddings, step)
         added = self.mlp.rows(self.second_norm.after(residual, attended))
-        return residual.add_(added)[None]
+        return residual.add_(added.whole())[None]
 
 
 class Replays(Protocol):
@@ -186,4 +187,4 @@ class LayerStack(nn.Module):
             added = layer.mlp.rows(layer.second_norm.after(residual, attended))
             if following is not None:
                 normed = following.norm.after(residual, added)
-        return added
+        return added.whole()

@@ -33,11 +33,32 @@ from gossamer.kernels import Backend, new_kv_pages, rotate_and_write
 RECORDER = "gossamer_recorder"
 
 #: Largest difference that rounding explains, relative to the largest number.
-_ROUNDING = 1e-5
+_ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _ROWS = 3
 
 #: What a module raises that is called in a way it does not know.
 _MISFITS = (TypeError, AttributeError, KeyError, ValueError, IndexError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What modules are tried on: whose kernels, and random numbers where and as the model's are."""
+
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+
+    def randn(self, *shape: int) -> Tensor:
+        """Standard normal, drawn on the host."""
+        return torch.randn(*shape).to(self.device, self.dtype)
+
+    def pages(self, heads: int, dim: int) -> tuple[Tensor, Tensor]:
+        """One page of 16 positions."""
+        return new_kv_pages(1, 16, heads, dim, self.dtype, self.device, self.backend)
+
+    def integers(self, *values: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        """As a step has them."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -79,31 +100,33 @@ AttentionInterface.register(RECORDER, record)
 def shorten(model: PreTrainedModel, backend: Backend) -> None:
     """Replace, in place, every module of a patched model that a shorter one equals.
 
-    Leaves the model with another attention function; the caller sets its own. On a CPU, in fp32;
-    elsewhere the model stays as it is.
+    Leaves the model with another attention function; the caller sets its own. On a device with the
+    Triton kernels, or on a CPU in fp32; elsewhere the model stays as it is.
     """
-    if model.device.type != "cpu" or model.dtype is not torch.float32:
+    on_host = model.device.type == "cpu" and model.dtype is torch.float32
+    if not on_host and backend != "triton":
         return
+    bench = _Bench(backend, model.device, model.dtype)
     model.set_attn_implementation(RECORDER)
     state = torch.get_rng_state()
     try:
         torch.manual_seed(0)
         for kinds in ((_norm_like, _mlp_like, _attention_like), (_layer_like,)):
-            _replace(model, kinds, backend)
-        _stack(model.base_model, backend)
+            _replace(model, kinds, bench)
+        _stack(model.base_model, bench)
     finally:
         torch.set_rng_state(state)
 
 
 def _replace(
-    model: nn.Module, kinds: Sequence[Callable[[nn.Module, Backend], nn.Module | None]],
-    backend: Backend,
+    model: nn.Module, kinds: Sequence[Callable[[nn.Module, _Bench], nn.Module | None]],
+    bench: _Bench,
 ) -> None:  # fmt: skip
     gone: tuple[str, ...] = ()
     for name, module in list(model.named_modules()):
         if name.startswith(gone):
             continue
-        made = next((m for kind in kinds if (m := kind(module, backend)) is not None), None)
+        made = next((m for kind in kinds if (m := kind(module, bench)) is not None), None)
         if made is not None:
             model.set_submodule(name, made)
             gone += (f"{name}.",)
@@ -114,20 +137,23 @@ def _same(actual: object, wanted: object) -> bool:
         return False
     if actual.shape != wanted.shape:
         return False
-    return bool((actual - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
+    return bool((actual - wanted).abs().max() <= _ROUNDING[wanted.dtype] * wanted.abs().max())
 
 
-def _norm_like(module: nn.Module, backend: Backend) -> RMSNorm | None:
+def _norm_like(module: nn.Module, bench: _Bench) -> RMSNorm | None:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float):
         return None
     if not isinstance(weight, Tensor) or weight.dim() != 1:
         return None
-    x = torch.randn(_ROWS, len(weight))
+    x = bench.randn(_ROWS, len(weight))
     wanted = module(x)
-    for scale in (weight.detach(), 1.0 + weight.detach()):  # Llama's form, Gemma's form
-        made = RMSNorm(scale, eps, backend)
+    scales = [weight.detach()]  # Llama's form
+    if weight.dtype is torch.float32:
+        scales.append(1.0 + weight.detach())  # Gemma's form; 16 bits would round the sum
+    for scale in scales:
+        made = RMSNorm(scale, eps, bench.backend)
         if _same(made(x), wanted):
             return made
     return None
@@ -144,20 +170,20 @@ def _product(parts: list[Any]) -> PatchedLinear | None:
     return product if whole and ordered else None
 
 
-def _mlp_like(module: nn.Module, backend: Backend) -> GatedMLP | None:
+def _mlp_like(module: nn.Module, bench: _Bench) -> GatedMLP | None:
     gate_up = _product([getattr(module, name, None) for name in ("gate_proj", "up_proj")])
     down = getattr(module, "down_proj", None)
     if gate_up is None or not isinstance(down, PatchedLinear):
         return None
-    made = GatedMLP(gate_up, down, backend)
-    x = torch.randn(_ROWS, gate_up.weight.shape[0])
+    made = GatedMLP(gate_up, down, bench.backend)
+    x = bench.randn(_ROWS, gate_up.shape[1])
     try:
         return made if _same(made(x), module(x)) else None
     except _MISFITS:
         return None
 
 
-def _attention_like(module: nn.Module, backend: Backend) -> RotaryAttention | None:
+def _attention_like(module: nn.Module, bench: _Bench) -> RotaryAttention | None:
     qkv = _product([getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")])
     o, layer = getattr(module, "o_proj", None), getattr(module, "layer_idx", None)
     head_dim = getattr(module, "head_dim", None)
@@ -165,21 +191,21 @@ def _attention_like(module: nn.Module, backend: Backend) -> RotaryAttention | No
         return None
     if not isinstance(head_dim, int):
         return None
-    hidden = torch.randn(1, _ROWS, qkv.weight.shape[0])
-    cos, sin = torch.randn(2, 1, _ROWS, head_dim).unbind()
+    hidden = bench.randn(1, _ROWS, qkv.shape[1])
+    cos, sin = bench.randn(2, 1, _ROWS, head_dim).unbind()
     calls: list[Recorded] = []
     try:
         out = module(hidden, position_embeddings=(cos, sin), attention_mask=None, calls=calls)
         (recorded,) = calls
         heads = Heads(recorded.query.shape[1], recorded.key.shape[1], recorded.key.shape[3])
-        made = RotaryAttention(qkv, o, layer, heads, _known(recorded), backend)
+        made = RotaryAttention(qkv, o, layer, heads, _known(recorded), bench.backend)
         fits = _same(out[0], o(recorded.returned.reshape(1, _ROWS, -1)))
-        return made if fits and _rotates_like(qkv, hidden, cos, sin, recorded, backend) else None
+        return made if fits and _rotates_like(qkv, hidden, cos, sin, recorded, bench) else None
     except _MISFITS:
         return None
 
 
-def _layer_like(module: nn.Module, backend: Backend) -> PreNormLayer | None:
+def _layer_like(module: nn.Module, bench: _Bench) -> PreNormLayer | None:
     """Run beside the layer, on one sequence with a page of its own."""
     norms = [getattr(module, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
@@ -189,9 +215,9 @@ def _layer_like(module: nn.Module, backend: Backend) -> PreNormLayer | None:
     if not isinstance(first, RMSNorm) or not isinstance(second, RMSNorm):
         return None
     made = PreNormLayer(first, attention, second, mlp)
-    hidden = torch.randn(1, _ROWS, first.weight.shape[0])
-    angles = torch.randn(2, 1, _ROWS, attention.heads.dim).unbind()
-    step = _alone(attention, backend)
+    hidden = bench.randn(1, _ROWS, first.weight.shape[0])
+    angles = bench.randn(2, 1, _ROWS, attention.heads.dim).unbind()
+    step = _alone(attention, bench)
     try:
         wanted = module(hidden, position_embeddings=angles, attention_mask=None, step=step)
         return made if _same(made(hidden, position_embeddings=angles, step=step), wanted) else None
@@ -199,7 +225,7 @@ def _layer_like(module: nn.Module, backend: Backend) -> PreNormLayer | None:
         return None
 
 
-def _stack(base: nn.Module, backend: Backend) -> None:
+def _stack(base: nn.Module, bench: _Bench) -> None:
     """All layers as one module, if the base then computes the same as one by one."""
     layers = getattr(base, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not layers:
@@ -207,12 +233,12 @@ def _stack(base: nn.Module, backend: Backend) -> None:
     each = [layer for layer in layers if isinstance(layer, PreNormLayer)]
     if len(each) < len(layers):
         return
-    hidden = torch.randn(1, _ROWS, each[0].norm.weight.shape[0])
+    hidden = bench.randn(1, _ROWS, each[0].norm.weight.shape[0])
     last = max((layer.attention for layer in each), key=lambda attention: attention.layer)
-    step = _alone(last, backend)
+    step = _alone(last, bench)
 
     def computed() -> Tensor:
-        positions = torch.arange(_ROWS)[None]
+        positions = torch.arange(_ROWS, device=bench.device)[None]
         out = base(inputs_embeds=hidden, position_ids=positions, use_cache=False, step=step)
         result: Tensor = out.last_hidden_state
         return result
@@ -227,16 +253,16 @@ def _stack(base: nn.Module, backend: Backend) -> None:
         base.layers = layers
 
 
-def _alone(attention: RotaryAttention, backend: Backend) -> AttentionStep:
+def _alone(attention: RotaryAttention, bench: _Bench) -> AttentionStep:
     """A step of one sequence of `_ROWS` rows; layers up to this one share a page."""
-    pages = new_kv_pages(1, 16, attention.heads.key_value, attention.heads.dim)
+    pages = bench.pages(attention.heads.key_value, attention.heads.dim)
     return AttentionStep(
         kv=[pages] * (attention.layer + 1),
-        slots=torch.arange(_ROWS),
-        page_table=torch.zeros(1, 1, dtype=torch.int32),
-        query_start=torch.tensor([0, _ROWS], dtype=torch.int32),
-        context_len=torch.tensor([_ROWS], dtype=torch.int32),
-        backend=backend,
+        slots=bench.integers(*range(_ROWS), dtype=torch.int64),
+        page_table=bench.integers(0)[None],
+        query_start=bench.integers(0, _ROWS),
+        context_len=bench.integers(_ROWS),
+        backend=bench.backend,
     )
 
 
@@ -254,13 +280,13 @@ def _known(recorded: Recorded) -> dict[str, Any]:
 
 
 def _rotates_like(
-    qkv: PatchedLinear, hidden: Tensor, cos: Tensor, sin: Tensor, wanted: Recorded, backend: Backend
+    qkv: PatchedLinear, hidden: Tensor, cos: Tensor, sin: Tensor, wanted: Recorded, bench: _Bench
 ) -> bool:
     """Whether q, k and v reach the attention as our kernel leaves them."""
     kv_heads, head_dim = wanted.key.shape[1], wanted.key.shape[3]
-    k_pages, v_pages = new_kv_pages(1, 16, kv_heads, head_dim)
+    slots = bench.integers(*range(_ROWS), dtype=torch.int64)
     rows = qkv(hidden[0])
-    rotate_and_write(rows, cos[0], sin[0], k_pages, v_pages, torch.arange(_ROWS), backend)
+    rotate_and_write(rows, cos[0], sin[0], *bench.pages(kv_heads, head_dim), slots, bench.backend)
     heads = rows.view(_ROWS, -1, head_dim).transpose(0, 1)
     given = torch.cat((wanted.query[0], wanted.key[0], wanted.value[0]))
     return _same(heads, given)

@@ -13,6 +13,7 @@ from gossamer.kernels.gpu.element import element
 from gossamer.kernels.gpu.launch import require
 from gossamer.kernels.gpu.rows import add_terms, transposed
 from gossamer.kernels.plan import WorkPlan
+from gossamer.kernels.terms import Terms
 
 #: Codings that a step of this dtype reads exactly as they were packed.
 _EXACT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -23,7 +24,7 @@ def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Ten
     check(y, x, bound, plan, weights)
     require("x", x)
     require("y", y, like=x)
-    add_terms(y, terms(x, bound, plan, weights), plan)
+    add_terms(y, Terms(terms(x, bound, plan, weights), plan.touched))
 
 
 def terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> Tensor:

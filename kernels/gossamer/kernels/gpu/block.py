@@ -25,7 +25,6 @@ STEP_COLUMNS = 64
 #: Of a thread, by the width of a value. Left to itself, ptxas spills a few bytes on sm_80.
 MAX_REGISTERS = {2: 96, 4: 168}
 
-RECORD_WORDS = tl.constexpr(layout.RECORD_WORDS)
 BOUNDARIES = tl.constexpr(layout.BOUNDARIES)
 
 
@@ -61,7 +60,7 @@ def _tiles(
 
 @triton.jit
 def _block(
-    terms, copies, table, plan, weights, weight_row, weight_member, outputs, columns,
+    terms, copies, table, slot_words, plan, weights, weight_row, weight_member, outputs, columns,
     PART: tl.constexpr, SIDE: tl.constexpr, CHUNK_ROWS: tl.constexpr,
     STEP_COLUMNS: tl.constexpr, PROJECTIONS: tl.constexpr, VALUE: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +81,7 @@ def _block(
         rows = item % down * SIDE + tl.arange(0, SIDE)
         total = tl.zeros([SIDE, CHUNK_ROWS], tl.float32)
         for j in range(members):
-            record = table + RECORD_WORDS * tl.load(sets + first_member + j)
+            record = table + slot_words * tl.load(sets + first_member + j)
             if tl.load(record + PART) != 0:
                 product = _tiles(
                     record, copy, next_power_of_2(count), item % down, columns,
@@ -106,7 +105,8 @@ def block(
     row, member, _ = weights.stride()
     value = "bf16" if bound.coding == "int8" else TYPE_NAMES[copies.dtype]
     launch(
-        _block, programs(terms.device), terms, copies, bound.table, plan.data, weights, row,
+        _block, programs(terms.device), terms, copies, bound.table,
+        bound.table.stride(0), plan.data, weights, row,
         member, outputs, columns, max_registers=MAX_REGISTERS[copies.itemsize],
         **_constants(side, weights.shape[2], value),
     )  # fmt: skip
@@ -130,9 +130,9 @@ VARIANTS = tuple(
     Variant(
         f"block-{side}-{dtype}",
         _block,
-        {"terms": "*fp32:16", "copies": f"*{dtype}:16", "table": "*i64:16", "plan": "*i64:16",
-         "weights": "*fp32:16", "weight_row": "i32", "weight_member": "i32", "outputs": "i32:16",
-         "columns": "i32:16"},
+        {"terms": "*fp32:16", "copies": f"*{dtype}:16", "table": "*i64",
+         "slot_words": "i32", "plan": "*i64:16", "weights": "*fp32:16", "weight_row": "i32",
+         "weight_member": "i32", "outputs": "i32:16", "columns": "i32:16"},
         _constants(side, 1, dtype),
         max_registers=MAX_REGISTERS[4 if dtype == "fp32" else 2],
         # a row of a tile of 8 has 128 bits, and its loads are spread over more lanes

@@ -18,17 +18,19 @@ from gossamer.kernels.gpu.rows import find_chunk
 from gossamer.kernels.gpu.variant import Variant
 from gossamer.kernels.plan import WorkPlan
 
-#: Output rows of an item. An item reads its chunk, its members and their records one after the
-#: other, some 3 µs of waiting; at 4 entries a row, fewer rows would wait more than they read.
-ITEM_ROWS = 512
-#: Accumulators of a program: lanes times rows of the step.
-TILE = 2048
-#: Two programs of 256 threads on a multiprocessor. Left to itself, ptxas spills in two variants.
-NUM_WARPS, MAX_REGISTERS = 8, 128
+#: Output rows that a program does at once: it takes as many steps as its longest row, so with an
+#: uneven mask 128 rows go through 9 places for an entry, 32 through 6, 8 through 3; but the fewer
+#: they are, the less a program has in flight. See the decision record on layouts.
+ROWS = 32
+#: Output rows of an item, which first reads its chunk, its members and their records, one after the
+#: other.
+ITEM_ROWS = 128
+NUM_WARPS = 4
+#: Of a thread, by the width of a value. Left to itself, ptxas spills a few bytes in some variants.
+MAX_REGISTERS = {2: 96, 4: 168}
 
 LANES = tl.constexpr(layout.LANES)
 TILE_ROWS = tl.constexpr(layout.TILE_ROWS)
-RECORD_WORDS = tl.constexpr(layout.RECORD_WORDS)
 FORM = tl.constexpr(layout.FORM)
 STARTS = tl.constexpr(layout.STARTS)
 LENGTHS = tl.constexpr(layout.LENGTHS)
@@ -212,21 +214,19 @@ def member_weights(weights, weight_row, row, live, boundaries, rows, PROJECTIONS
 
 @triton.jit
 def _chunk(
-    terms, copy, table, sets, order, weights, weight_row, weight_member, begin, outputs,
+    terms, copy, table, slot_words, sets, order, weights, weight_row, weight_member, begin, outputs,
     count, members,
-    POWER: tl.constexpr, TILE: tl.constexpr, ITEM_ROWS: tl.constexpr,
-    PROJECTIONS: tl.constexpr, KIND: tl.constexpr, INT8: tl.constexpr,
+    T: tl.constexpr, ROWS: tl.constexpr, ITEM_ROWS: tl.constexpr, PROJECTIONS: tl.constexpr,
+    KIND: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
-    """One item, for chunks of up to 2^POWER rows."""
-    T: tl.constexpr = 1 << POWER
-    ROWS: tl.constexpr = 128 if POWER <= 2 else TILE // (LANES * T)
+    """One item, for chunks of up to T rows."""
     live = tl.arange(0, T) < count
     row = tl.load(order + tl.arange(0, T), mask=live, other=0)
     for low in range(begin, tl.minimum(begin + ITEM_ROWS, outputs), ROWS):
         rows = low + tl.arange(0, ROWS)
         total = tl.zeros([ROWS, T], tl.float32)
         for j in range(members):
-            record = table + RECORD_WORDS * tl.load(sets + j)
+            record = table + slot_words * tl.load(sets + j)
             if tl.load(record + UNITS) != 0:
                 product = _product(record, copy, rows, T, ROWS, KIND, INT8)
                 weight = member_weights(
@@ -240,8 +240,8 @@ def _chunk(
 
 @triton.jit
 def _element(
-    terms, copies, table, plan, weights, weight_row, weight_member, outputs, columns,
-    ITEM_ROWS: tl.constexpr, TILE: tl.constexpr, PROJECTIONS: tl.constexpr, KIND: tl.constexpr,
+    terms, copies, table, slot_words, plan, weights, weight_row, weight_member, outputs, columns,
+    ITEM_ROWS: tl.constexpr, ROWS: tl.constexpr, PROJECTIONS: tl.constexpr, KIND: tl.constexpr,
     INT8: tl.constexpr,
 ):  # fmt: skip
     """Semantics: terms[t, o] = Σ_j weights[t, j, proj(o)] · (Δ_{slot(t, j)} · x[t])[o], entries.
@@ -259,9 +259,9 @@ def _element(
         for power in tl.static_range(5):
             if (count > (1 << power) // 2) & (count <= 1 << power):
                 _chunk(
-                    terms, copy, table, sets + first_member, order + first, weights, weight_row,
-                    weight_member, begin, outputs, count, members,
-                    power, TILE, ITEM_ROWS, PROJECTIONS, KIND, INT8,
+                    terms, copy, table, slot_words, sets + first_member, order + first, weights,
+                    weight_row, weight_member, begin, outputs, count, members,
+                    1 << power, ROWS, ITEM_ROWS, PROJECTIONS, KIND, INT8,
                 )  # fmt: skip
 
 
@@ -273,9 +273,10 @@ def element(
     row, member, projection = weights.stride()
     del projection  # contiguous
     launch(
-        _element, programs(terms.device), terms, copies, bound.table, plan.data, weights, row,
-        member, outputs, columns, num_warps=NUM_WARPS, max_registers=MAX_REGISTERS,
-        ITEM_ROWS=ITEM_ROWS, TILE=TILE, PROJECTIONS=weights.shape[2],
+        _element, programs(terms.device), terms, copies, bound.table,
+        bound.table.stride(0), plan.data, weights, row,
+        member, outputs, columns, num_warps=NUM_WARPS, max_registers=MAX_REGISTERS[copies.itemsize],
+        ITEM_ROWS=ITEM_ROWS, ROWS=ROWS, PROJECTIONS=weights.shape[2],
         KIND=TYPE_NAMES[copies.dtype], INT8=int8,
     )  # fmt: skip
 
@@ -285,12 +286,12 @@ def _variant(dtype: str, projections: int, int8: bool) -> Variant:
     return Variant(
         name,
         _element,
-        {"terms": "*fp32:16", "copies": f"*{dtype}:16", "table": "*i64:16", "plan": "*i64:16",
-         "weights": "*fp32:16", "weight_row": "i32", "weight_member": "i32", "outputs": "i32:16",
-         "columns": "i32:16"},
-        {"ITEM_ROWS": ITEM_ROWS, "TILE": TILE, "PROJECTIONS": projections, "KIND": dtype,
+        {"terms": "*fp32:16", "copies": f"*{dtype}:16", "table": "*i64",
+         "slot_words": "i32", "plan": "*i64:16", "weights": "*fp32:16", "weight_row": "i32",
+         "weight_member": "i32", "outputs": "i32:16", "columns": "i32:16"},
+        {"ITEM_ROWS": ITEM_ROWS, "ROWS": ROWS, "PROJECTIONS": projections, "KIND": dtype,
          "INT8": int8},
-        num_warps=NUM_WARPS, max_registers=MAX_REGISTERS,
+        num_warps=NUM_WARPS, max_registers=MAX_REGISTERS[4 if dtype == "fp32" else 2],
         needs_load_bits=64 if dtype == "fp32" and not int8 else 128,
     )  # fmt: skip
 

@@ -273,7 +273,7 @@ def _tiles(
 
 
 def table(records: Sequence[tuple[tuple[int, ...], int] | None]) -> Tensor:
-    """int64 [slots * RECORD_WORDS]: by slot a record with addresses, given record and address of
+    """int64 [slots, RECORD_WORDS]: by slot a record with addresses, given record and address of
     the buffer; zeros for None."""
     words = np.zeros((len(records), layout.RECORD_WORDS), np.int64)
     for slot, found in enumerate(records):
@@ -282,7 +282,7 @@ def table(records: Sequence[tuple[tuple[int, ...], int] | None]) -> Tensor:
             words[slot] = record
             offsets = words[slot, layout.OFFSETS]
             words[slot, layout.OFFSETS] = np.where(offsets > 0, offsets + address, 0)
-    return torch.from_numpy(words.reshape(-1))
+    return torch.from_numpy(words)
 
 
 def sides(records: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

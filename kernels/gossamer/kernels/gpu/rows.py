@@ -1,4 +1,4 @@
-"""The rows of a step as the delta kernels want them, and their terms added to the product.
+"""The rows of a step as the delta kernels want them, and terms added to a product.
 
 A chunk is up to 16 rows of the step with the same members (`plan`). Its x is copied transposed,
 [in, W] with W the next power of two, so that one entry finds its column of x for all rows in one
@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gossamer.kernels.gpu.launch import TYPE_NAMES, launch, programs
+from gossamer.kernels.gpu.launch import TYPE_NAMES, launch, programs, require
 from gossamer.kernels.gpu.variant import Variant
 from gossamer.kernels.plan import CHUNK_ROWS, WorkPlan
+from gossamer.kernels.terms import Terms
 
 #: Columns of a block of a copy, and of a sum.
-COLUMNS = 256
+COLUMNS, SUM_COLUMNS = 256, 1024
 
 
 @triton.jit
@@ -63,24 +64,16 @@ def _transpose_rows(
 
 
 @triton.jit
-def _add_terms(y, y_row, terms, plan, outputs, COLUMNS: tl.constexpr, CHUNK_ROWS: tl.constexpr):
-    """Semantics: y[t] = round(y[t] + terms[t]) for the rows t that have members.
-
-    An item is (chunk, block of columns).
-    """
-    chunks = tl.load(plan).to(tl.int32)
-    order = plan + tl.load(plan + 1)
+def _add_terms(y, y_row, terms, touched, outputs, COLUMNS: tl.constexpr):
+    """Semantics: y[t] = round(y[t] + terms[t]) for the rows t that are touched."""
     blocks = tl.cdiv(outputs, COLUMNS)
-    for item in range(tl.program_id(0), chunks * blocks, tl.num_programs(0)):
-        first, count, _, _ = find_chunk(plan, item // blocks)
-        t = tl.arange(0, CHUNK_ROWS)
-        o = item % blocks * COLUMNS + tl.arange(0, COLUMNS)
-        row = tl.load(order + first + t, mask=t < count, other=0)
-        live = (t < count)[:, None] & (o < outputs)[None, :]
-        target = y + row[:, None] * y_row + o[None, :]
-        term = tl.load(terms + row[:, None] * outputs + o[None, :], mask=live, other=0.0)
-        total = tl.load(target, mask=live, other=0.0).to(tl.float32) + term
-        tl.store(target, total.to(y.dtype.element_ty), mask=live)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    o = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    live = o < outputs
+    if tl.load(touched + row) != 0:
+        term = tl.load(terms + row * outputs + o, mask=live, other=0.0)
+        total = tl.load(y + row * y_row + o, mask=live, other=0.0).to(tl.float32) + term
+        tl.store(y + row * y_row + o, total.to(y.dtype.element_ty), mask=live)
 
 
 def transposed(x: Tensor, plan: WorkPlan) -> Tensor:
@@ -93,11 +86,12 @@ def transposed(x: Tensor, plan: WorkPlan) -> Tensor:
     return copies
 
 
-def add_terms(y: Tensor, terms: Tensor, plan: WorkPlan) -> None:
-    """y [T, out] += terms, float32 [T, out], rounded once; rows without members keep their bits."""
+def add_terms(y: Tensor, terms: Terms) -> None:
+    """See `gossamer.kernels.terms.Terms.add_to`."""
+    require("y", y)
     launch(
-        _add_terms, programs(y.device), y, y.stride(0), terms, plan.data, y.shape[1],
-        COLUMNS=COLUMNS, CHUNK_ROWS=CHUNK_ROWS,
+        _add_terms, len(y) * -(-y.shape[1] // SUM_COLUMNS), y, y.stride(0), terms.values,
+        terms.touched, y.shape[1], COLUMNS=SUM_COLUMNS,
     )  # fmt: skip
 
 
@@ -117,8 +111,10 @@ VARIANTS = tuple(
         Variant(
             f"add_terms-{dtype}",
             _add_terms,
-            {"y": f"*{dtype}", "y_row": "i32", "terms": "*fp32", "plan": "*i64", "outputs": "i32"},
-            _CONSTANTS,
+            {"y": f"*{dtype}:16", "y_row": "i32:16", "terms": "*fp32:16", "touched": "*i64",
+             "outputs": "i32:16"},
+            {"COLUMNS": SUM_COLUMNS},
+            needs_load_bits=128,
         ),
     )
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What counting bytes, instructions and launches says that a card will take."""

@@ -1,0 +1,76 @@
+"""Launches recorded as CUDA graphs; in the interpreter, functions called again.
+
+A graph may hold torch's own operations as well, so there is nothing that cannot be captured but a
+wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.errors import NotCapturableError
+
+#: Runs before a capture: Triton compiles and libraries choose their algorithms in the first, and
+#: neither may happen while a graph is recorded.
+_WARM_UPS = 2
+
+
+class GraphProgram:
+    """A captured function; `result` is where it leaves what it returns."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: Tensor) -> None:
+        self._graph = graph
+        self.result = result
+
+    def replay(self) -> Tensor:
+        """See `gossamer.kernels.program.Program.replay`."""
+        self._graph.replay()
+        return self.result
+
+
+class CalledProgram:
+    """A function that is called again, its result copied to where the first was."""
+
+    def __init__(self, function: Callable[[], Tensor]) -> None:
+        self._function = function
+        self.result = function().clone()
+
+    def replay(self) -> Tensor:
+        """See `gossamer.kernels.program.Program.replay`."""
+        return self.result.copy_(self._function())
+
+
+class ProgramPool:
+    """See `gossamer.kernels.program.ProgramPool`."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self.nbytes = 0
+
+    def capture(self, function: Callable[[], Tensor]) -> GraphProgram | CalledProgram:
+        """See `gossamer.kernels.program.ProgramPool.capture`. On a device, runs it three times."""
+        if not torch.cuda.is_available():
+            return CalledProgram(function)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            # Loader threads copy adapters meanwhile: theirs is not this thread's capture.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as error:
+            raise NotCapturableError(f"a wait for the device ({error})") from error
+        self.nbytes += max(torch.cuda.memory_reserved() - before, 0)
+        return GraphProgram(graph, result)
