@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from gossamer.api.device import Device
 from gossamer.api.services import engine_config
 from gossamer.api.settings import Limits, Settings
 from gossamer.engine.config import EngineConfig
+
+HOST = Device(torch.device("cpu"), torch.float32, "cpu")
 
 
 def test_the_environment_is_read_once_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +27,7 @@ def test_the_environment_is_read_once_at_the_door(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_said_about_fusing_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = engine_config(Settings())
+    plain = engine_config(Settings(), HOST)
     fields = ("fuse", "fuse_share", "fuse_hold_steps", "fuse_hold_share", "fuse_16bit")
     for field in (*fields, "fuse_deviation"):
         assert getattr(plain, field) == getattr(EngineConfig(), field), "one default, said twice"
@@ -33,7 +37,7 @@ def test_what_is_said_about_fusing_reaches_the_engine(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GOSSAMER_FUSE_HOLD_SHARE", "0.25")
     monkeypatch.setenv("GOSSAMER_FUSE_16BIT", "true")
     monkeypatch.setenv("GOSSAMER_FUSE_DEVIATION", "0.1")
-    given = engine_config(Settings())
+    given = engine_config(Settings(), HOST)
     assert [getattr(given, field) for field in fields] == [False, 0.75, 16, 0.25, True]
     assert given.fuse_deviation == 0.1
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from gossamer.base.patch_map import PatchMap
-from gossamer.engine import adapters as adapters_module
-from gossamer.engine.adapters import AdapterPacker, HostTier
+from gossamer.engine.adapters import AdapterPacker, DeviceFrames, HostTier, Packed
 from gossamer.engine.binding import DeviceBinding
 from gossamer.engine.errors import DeviceFull
+from gossamer.engine.frames import Move, Run
 from gossamer.engine.messages import Sampling
 from gossamer.engine.residency import Resident
-from gossamer.kernels import PackedDelta, to_dense
+from gossamer.kernels import records, to_dense
 from gossamer.store.delta import DeltaSet
 from tests.engine.running import ask, running, tokens_of
 from tests.engine.six_adapters import (
@@ -37,11 +35,24 @@ FEW = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
 
 
 def packer(host_bytes: int = 1 << 20) -> AdapterPacker:
-    return AdapterPacker(MAP, "triton", "float32", CPU, host_bytes)
+    return AdapterPacker(MAP, "triton", "float32", HostTier(host_bytes))
+
+
+FRAME = 1 << 12
+
+
+def frames(count: int = 200) -> DeviceFrames:
+    return DeviceFrames(torch.zeros(count, FRAME, dtype=torch.uint8), tuple(MAP.weights))
+
+
+def placed(adapter: DeltaSet, first: int, device: DeviceFrames | None = None) -> Packed:
+    packed = packer(0).pack("x", lambda: adapter)
+    run = Run(first, -(-packed.nbytes // FRAME))
+    return (device or frames()).place("x", packed, run)
 
 
 def test_an_adapter_is_one_buffer_and_says_what_the_file_says() -> None:
-    packed = packer().bring("a", lambda: SETS[0])
+    packed = placed(SETS[0], 3)
     storages = {delta.data.untyped_storage().data_ptr() for delta in packed.deltas.values()}
     assert len(storages) == 1
     assert all(delta.data.data_ptr() % 64 == 0 for delta in packed.deltas.values())
@@ -50,11 +61,18 @@ def test_an_adapter_is_one_buffer_and_says_what_the_file_says() -> None:
         whole = to_dense(packed.deltas[place.weight])[rows]
         assert torch.equal(whole, torch.from_numpy(SETS[0].deltas[name].dense()))
     assert packed.table is not None
+    assert torch.equal(packed.table, records([packed.deltas.get(name) for name in MAP.weights]))
     assert packed.nbytes > sum(delta.data.nbytes for delta in packed.deltas.values())
 
 
+def test_frames_that_move_keep_their_content() -> None:
+    block = torch.arange(6, dtype=torch.uint8)[:, None].repeat(1, FRAME)
+    DeviceFrames(block, ()).move([Move(1, 4), Move(2, 5)])
+    assert block[:, 0].tolist() == [0, 1, 2, 3, 1, 2]
+
+
 def test_what_was_packed_once_is_not_read_again_until_it_is_let_go() -> None:
-    size = sum(d.data.nbytes for d in packer().bring("x", lambda: SETS[0]).deltas.values())
+    size = packer().pack("x", lambda: SETS[0]).nbytes
     reads: list[str] = []
     two = packer(int(2.5 * size))
 
@@ -63,19 +81,20 @@ def test_what_was_packed_once_is_not_read_again_until_it_is_let_go() -> None:
         return ADAPTERS[key]
 
     for key in (NAMES[0], NAMES[1], NAMES[0], NAMES[2], NAMES[0], NAMES[1]):
-        two.bring(key, lambda key=key: source(key))  # type: ignore[misc]
+        two.pack(key, lambda key=key: source(key))  # type: ignore[misc]
     assert reads == [NAMES[0], NAMES[1], NAMES[2], NAMES[1]]
+    assert two.tier is not None
     assert two.tier.keys() == [NAMES[0], NAMES[1]]
-    assert two.tier.nbytes <= 2.5 * size
+    assert two.tier.nbytes == 2 * size
 
 
 def test_the_tier_keeps_nothing_that_is_larger_than_itself() -> None:
-    delta = PackedDelta((1, 1), 1, 0, torch.zeros(100, dtype=torch.uint8))
+    small, large = (Packed({}, buffer=torch.zeros(n, dtype=torch.uint8)) for n in (100, 200))
     tier = HostTier(150)
-    tier.put("a", {"w": delta})
-    tier.put("b", {"w": delta, "v": delta})
+    tier.put("a", small)
+    tier.put("b", large)
     assert tier.keys() == ["a"]
-    tier.put("a", {"w": delta})
+    tier.put("a", small)
     assert tier.nbytes == 100
     assert tier.get("b") is None
     assert HostTier(0).get("a") is None
@@ -83,8 +102,7 @@ def test_the_tier_keeps_nothing_that_is_larger_than_itself() -> None:
 
 def resident(index: int, kind: str = "element") -> Resident:
     made = SETS[index] if kind == "element" else random_adapter(TABLE, kind, 0.2, 0.1, index)
-    packed = packer(0).bring(str(index), lambda: made)
-    return Resident(packed.deltas, packed.table, packed.sides)
+    return Resident.of(placed(made, 1))
 
 
 def test_slots_stay_while_an_adapter_is_in_use_and_are_given_again() -> None:
@@ -129,15 +147,17 @@ def test_tiles_are_announced() -> None:
 def test_interpret_a_full_device_is_one_requests_own_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    placed = adapters_module.AdapterPacker._placed
+    place = DeviceFrames._placed
     full = True
+    name = next(iter(MAP.weights))
+    rows = to_dense(placed(SETS[0], 0).deltas[name])
 
-    def no_room(self: AdapterPacker, host: dict[str, PackedDelta]) -> Any:
-        if full and host is self.tier.get(NAMES[0]):
+    def no_room(self: DeviceFrames, packed: Packed, run: Run) -> Packed:
+        if full and torch.equal(to_dense(packed.deltas[name]), rows):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return placed(self, host)
+        return place(self, packed, run)
 
-    monkeypatch.setattr(adapters_module.AdapterPacker, "_placed", no_room)
+    monkeypatch.setattr(DeviceFrames, "_placed", no_room)
     with running(tiny_model("llama"), ADAPTERS, kernels="triton", fuse=False) as engine:
         bad, good = ask(
             engine, request("bad", MIXES[0], sampling=FEW), request("good", MIXES[1], sampling=FEW)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import pytest
 import torch
 
-from gossamer.engine.messages import Sampling
+from gossamer.engine.config import EngineConfig
+from gossamer.engine.frames import Move, Run
+from gossamer.engine.memory import Memory
+from gossamer.engine.messages import Request, Sampling
+from gossamer.engine.runner import Geometry, Runner
+from gossamer.engine.scheduler import Work
+from gossamer.engine.sequence import Sequence
 from gossamer.merge import BASE, Member, Mix, canonical
 from tests.engine.running import ask, running, tokens_of
-from tests.engine.six_adapters import ADAPTERS, MIXES, NAMES, request, wanted
+from tests.engine.six_adapters import ADAPTERS, MIXES, NAMES, request, wanted, weights_of
 from tests.engine.test_mixes import Tap, check_batch
 from tests.tiny import ARCHS, tiny_model
 
@@ -19,6 +25,7 @@ from tests.tiny import ARCHS, tiny_model
 LENGTHS = (2, 3, 4, 2, 3, 4, 5, 2, 3, 20, 2, 3)
 FEW = Sampling(max_tokens=3, temperature=0, ignore_eos=True)
 PROMPT = (5, 9, 7)
+TEXTS = ((4, 8), (6, 3, 11))
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -28,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("interpreter")
 def test_interpret_every_row_gets_its_own_mix(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_batch(
         tiny_model(arch), 0.1, 3, monkeypatch, LENGTHS,
-        kernels="triton", max_step_tokens=48, max_mixed_step_tokens=40,
+        kernels="triton", max_step_tokens=48, max_mixed_step_tokens=40, queue_timeout=250,
     )  # fmt: skip
 
 
@@ -41,7 +48,7 @@ def test_every_row_gets_its_own_mix_on_a_card(arch: str, monkeypatch: pytest.Mon
 
 
 def logits_of(
-    mixes: Sequence[Mix], monkeypatch: pytest.MonkeyPatch, **config: Any
+    mixes: Rows[Mix], monkeypatch: pytest.MonkeyPatch, **config: Any
 ) -> tuple[dict[str, torch.Tensor], set[tuple[int, tuple[int, ...] | None]]]:
     """Three greedy tokens of each mix at once: logits by request, and which graphs there are."""
     with running(tiny_model("llama"), ADAPTERS, kernels="triton", fuse=False, **config) as engine:
@@ -89,3 +96,61 @@ def test_interpret_values_of_eight_bits_are_close(monkeypatch: pytest.MonkeyPatc
         error = float((coarse[name][0] - rows[0]).norm())
         effect = float((base[name][0] - rows[0]).norm())
         assert 0 < error < 0.03 * effect
+
+
+def test_interpret_a_row_whose_pages_move_aside_goes_on_as_before() -> None:
+    config = EngineConfig(kernels="triton", max_rows=4, graphs=False)
+    model = tiny_model("llama")
+    size = Geometry.of(model).page_bytes(config.page_size, model.dtype, "triton")
+    memory: Memory[str] = Memory(6 * size, size, config.page_size, framed=True)
+    frames = memory.frames
+    assert frames is not None
+    runner = Runner(model, memory.pages.num_pages, config, frames.of_page)
+    assert runner.frames is not None
+    tokens = tuple(range(3, 22))  # two pages
+    sequence = Sequence(Request("a", tokens), 0, None, 0.0)
+    # The row's two pages lie at 1 and 3; others lay between them.
+    frames.take(5)
+    assert sequence.extend_pages(memory, config.page_size)
+    frames.take(4)
+    assert sequence.extend_pages(memory, len(tokens) + 1)
+    frames.drop(5)
+    frames.drop(4)
+    runner.run([Work(sequence, 0, len(tokens))], [()], {})
+    sequence.tokens.append(30)
+    decode = [Work(sequence, len(tokens), 1)]
+    before = runner.run(decode, [()], {})
+    assert frames.of_page[sequence.pages].tolist() == [1, 3]
+    assert frames.take_run(2) == (Run(4, 2), [])
+    assert frames.take_run(2) == (Run(2, 2), [Move(3, 0)])
+    runner.frames.move([Move(3, 0)])
+    runner.frames._block[2:4] = 255  # NaN, where the adapter will be
+    assert torch.equal(runner.run(decode, [()], {}), before)
+    frames.of_page[sequence.pages[1]] = 3  # as if it had not been noted
+    assert not torch.equal(runner.run(decode, [()], {}), before)
+
+
+def test_interpret_fusing_and_taking_out_again() -> None:
+    mix = canonical([Member(NAMES[0], 0.7), Member(NAMES[1], 0.6)])
+    long = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
+    with running(tiny_model("llama"), ADAPTERS, kernels="triton", fuse_min_steps=2) as engine:
+        before = weights_of(engine)
+        answers = ask(engine, *(request(str(i), mix, text, long) for i, text in enumerate(TEXTS)))
+        assert engine.stats().fused_steps >= 4
+        base = ask(engine, request("base", BASE, PROMPT, long))[0]
+        assert all(torch.equal(a, b) for a, b in zip(before, weights_of(engine), strict=True))
+    assert [tokens_of(answer) for answer in answers] == [wanted(mix, text, 5) for text in TEXTS]
+    assert tokens_of(base) == wanted(BASE, PROMPT, 5)
+
+
+def test_interpret_drawing_by_rules() -> None:
+    """What is drawn by a seed is the same on either backend."""
+    drawn = []
+    sampling = Sampling(
+        max_tokens=6, temperature=0.9, top_p=0.8, seed=3, logit_bias={7: 1.0}, logprobs=2,
+        presence_penalty=0.5, repetition_penalty=1.2, min_tokens=2,
+    )  # fmt: skip
+    for kernels in ("triton", "cpu"):
+        with running(tiny_model("llama"), ADAPTERS, kernels=kernels, fuse=False) as engine:
+            drawn.append(tokens_of(ask(engine, request("a", MIXES[1], PROMPT, sampling))[0]))
+    assert drawn[0] == drawn[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from gossamer.kernels import (
     to_dense,
 )
 from gossamer.kernels.gpu import launch, layout
+from gossamer.kernels.gpu.dense import multiply
 from gossamer.kernels.tolerances import TOLERANCES, agrees, deviation
 from tests.kernels.apply_checks import (
     WORKLOADS,
@@ -82,6 +84,30 @@ def test_interpret_every_tile_side(side: int, dtype: torch.dtype, device: str) -
     # One third of 96 rows is on the grid of every side, one of 40 on none.
     for shape in ((96, 40), (40, 70)):
         check_exact(make, shape, [(0,), (1, 0), *[(3,)] * 9, ()], "triton", side, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_interpret_many_rows_with_one_mix_are_multiplied_densely(
+    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied: list[int] = []
+
+    def noted(terms: torch.Tensor, *others: Any) -> None:
+        multiplied.append(len(terms))
+        multiply(terms, *others)
+
+    monkeypatch.setattr("gossamer.kernels.gpu.apply.multiply", noted)
+
+    def thick(rows: int, columns: int, g: torch.Generator, offset: int, projection: int) -> Piece:
+        return element_piece(rows, columns, 0.2, g, offset, projection)
+
+    step = [(0,), *[(1, 3)] * 70, (), (0,), (3,)]
+    check_exact(thick, (34, 50), step, "triton", 1, dtype, device)
+    assert multiplied
+    multiplied.clear()
+    check_exact(sparse, (34, 50), [*[(1,)] * 66, (0,)], "triton", 2, dtype, device)
+    check_exact(thick, (34, 50), [*[(1,)] * 30, (0,)], "triton", 3, dtype, device)
+    assert not multiplied
 
 
 def test_interpret_a_row_does_not_depend_on_its_neighbours(device: str) -> None:

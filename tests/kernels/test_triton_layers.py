@@ -14,7 +14,9 @@ from gossamer.kernels import (
     WorkPlan,
     apply,
     compute_terms,
+    framed_kv_pages,
     fused_add_rms_norm,
+    kv_page_bytes,
     new_kv_pages,
     paged_attention,
     rms_norm,
@@ -117,13 +119,19 @@ def test_interpret_a_slot_outside_is_not_written(device: str) -> None:
 
 
 def on_device(step: Step, dtype: torch.dtype, device: str) -> Step:
-    """The same step in the pages of the Triton kernels."""
+    """The same step in the pages of the Triton kernels: the second of two layers in a block."""
     dim = step.q.shape[2]
+    pages, kv_heads, _, size = step.k_pages.shape
+    frame = 2 * kv_page_bytes(size, kv_heads, dim, dtype, "triton")
+    block = torch.zeros(pages * frame, dtype=torch.uint8, device=device)
+    _, (k_pages, v_pages) = framed_kv_pages(block, 2, size, kv_heads, dim, dtype)
+    k_pages.copy_(step.k_pages.transpose(2, 3))
+    v_pages.copy_(step.v_pages[..., :dim])
     return replace(
         step,
         q=step.q.to(device, dtype),
-        k_pages=step.k_pages.transpose(2, 3).to(device, dtype).contiguous(),
-        v_pages=step.v_pages[..., :dim].to(device, dtype).contiguous(),
+        k_pages=k_pages,
+        v_pages=v_pages,
         page_table=step.page_table.to(device),
         query_start=step.query_start.to(device),
         context_len=step.context_len.to(device),

@@ -3,6 +3,7 @@
 from gossamer.kernels.apply import apply
 from gossamer.kernels.attention import (
     PAGE_MULTIPLE,
+    framed_kv_pages,
     kv_page_bytes,
     kv_page_shapes,
     new_kv_pages,
@@ -64,6 +65,7 @@ __all__ = [
     "available_backends",
     "bind",
     "compute_terms",
+    "framed_kv_pages",
     "fuse_into",
     "fused_add_rms_norm",
     "kv_page_bytes",

@@ -51,9 +51,19 @@ def check(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Ten
     Raises:
         ShapeError: for the first that does not.
     """
-    out_features, in_features = bound.shape
+    out_features, _ = bound.shape
     if y.shape != (plan.rows, out_features):
         raise ShapeError("y", f"[{plan.rows}, {out_features}]", tuple(y.shape))
+    check_terms(x, bound, plan, weights)
+
+
+def check_terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
+    """The same without y.
+
+    Raises:
+        ShapeError: for the first that does not fit.
+    """
+    _, in_features = bound.shape
     if x.shape != (plan.rows, in_features):
         raise ShapeError("x", f"[{plan.rows}, {in_features}]", tuple(x.shape))
     if plan.slots > bound.slots:

@@ -79,6 +79,22 @@ def new_kv_pages(
     return k_pages, torch.empty(v_shape, dtype=dtype, device=device)
 
 
+def framed_kv_pages(
+    block: Tensor, layers: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """Key pages and value pages of all layers in one block of memory, for "triton".
+
+    A *frame* holds one page of every layer, keys and values; pages of one layer lie a frame apart.
+
+    Args:
+        block: uint8 [frames * bytes of a frame]; what is in a frame that is used for something
+            else is never looked at.
+    """
+    shape = (-1, layers, 2, kv_heads, page_size, head_dim)
+    frames = block.view(dtype).view(shape)
+    return [(frames[:, layer, 0], frames[:, layer, 1]) for layer in range(layers)]
+
+
 def write_kv(
     k: Tensor,
     v: Tensor,
@@ -243,4 +259,9 @@ def _geometry(k_pages: Tensor, v_pages: Tensor, backend: Backend) -> tuple[int, 
         pages, page_size, kv_heads, head_dim, backend
     ):
         raise ShapeError("k_pages and v_pages", f"new_kv_pages for {backend!r}", shapes)
+    if backend == "triton" and (
+        k_pages.stride()[1:] != (page_size * head_dim, head_dim, 1)
+        or v_pages.stride() != k_pages.stride()
+    ):
+        raise ShapeError("k_pages and v_pages", "of contiguous pages", k_pages.stride())
     return pages, kv_heads, head_dim, page_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,6 +100,7 @@ class BoundDeltas:
         backend: whose table it is.
         coding: of all deltas.
         sides: sides of the tiles that there are, from small to large; "triton" only.
+        find: the delta of a slot.
     """
 
     shape: tuple[int, int]
@@ -110,6 +111,7 @@ class BoundDeltas:
     backend: Backend = "cpu"
     coding: Coding = "float32"
     sides: tuple[int, ...] = ()
+    find: Callable[[int], PackedDelta | None] = lambda _slot: None
 
     @property
     def is_empty(self) -> bool:
@@ -133,7 +135,12 @@ class BoundDeltas:
 
     @classmethod
     def of_table(
-        cls, table: Tensor, shape: tuple[int, int], projections: int, coding: Coding
+        cls,
+        table: Tensor,
+        shape: tuple[int, int],
+        projections: int,
+        coding: Coding,
+        find: Callable[[int], PackedDelta | None],
     ) -> BoundDeltas:
         """A table that somebody else fills, with `records` of what he keeps in memory: "triton".
 
@@ -141,8 +148,9 @@ class BoundDeltas:
             table: int64 [slots, words], rows contiguous.
             shape, projections: of the patched weight.
             coding: of everything that will be bound.
+            find: what a slot holds on this weight.
         """
-        return cls(shape, (), table, sys.maxsize, projections, "triton", coding)
+        return cls(shape, (), table, sys.maxsize, projections, "triton", coding, (), find)
 
     def with_sides(self, sides: tuple[int, ...]) -> BoundDeltas:
         """The same, tiles of these sides included."""
@@ -259,6 +267,7 @@ def bind(
         backend=backend,
         coding=present[0].coding if present else "float32",
         sides=sides,
+        find=tuple(deltas).__getitem__,
     )
 
 

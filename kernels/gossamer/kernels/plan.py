@@ -18,6 +18,19 @@ CHUNK_ROWS = 16
 HEADER_WORDS = 4
 
 
+#: Rows of one member set from which on a device may multiply with a dense Δ (see `gpu.dense`).
+LARGE_ROWS = 65
+
+
+@dataclass(frozen=True, slots=True)
+class LargeSet:
+    """A member set that many rows have: `order`[first, first + count), and its slots."""
+
+    first: int
+    count: int
+    slots: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class WorkPlan:
     """A step's rows, sorted by member set and cut into chunks. Shared by all weights of the step.
@@ -32,12 +45,18 @@ class WorkPlan:
         data: int64: number of chunks, where `order`, `sets` and `chunks` begin; then `touched`,
             `chunks`, `order` and `sets`, one behind the other. One tensor, so one copy to a device,
             that a captured program finds where it was.
+        large: the member sets of at least `LARGE_ROWS` rows.
+        rest: the plan without the chunks of those; None where there are none.
+        order_at: where `order` begins, so that nobody asks a device.
     """
 
     rows: int
     members: int
     slots: int
     data: Tensor
+    large: tuple[LargeSet, ...] = ()
+    rest: WorkPlan | None = None
+    order_at: int = 0
 
     @property
     def chunks(self) -> Tensor:
@@ -91,7 +110,13 @@ class WorkPlan:
 
     def to(self, device: torch.device | str) -> WorkPlan:
         """The same plan for a device's kernels; the copy is queued there, not waited for."""
-        return replace(self, data=self.data.to(device, non_blocking=True))
+        rest = None if self.rest is None else self.rest.to(device)
+        return replace(self, data=self.data.to(device, non_blocking=True), rest=rest)
+
+    def rows_of(self, found: LargeSet) -> Tensor:
+        """The rows of a large set, where `data` is."""
+        start = self.order_at + found.first
+        return self.data[start : start + found.count]
 
     def hold(self, plan: WorkPlan) -> None:
         """Semantics: `data` says what the plan says. For a `room` that is large enough.
@@ -148,15 +173,43 @@ class WorkPlan:
         order: list[int] = []
         chunks: list[tuple[int, int, int, int]] = []
         sets: list[int] = []
+        large: list[LargeSet] = []
+        small: list[tuple[int, int, int, int]] = []
         for slots in sorted(groups):
             if min(slots) < 0 or len(set(slots)) < len(slots):
                 raise ValueError(f"slots must be distinct and not negative: {slots}")
             members = groups[slots]
-            for start in range(0, len(members), chunk_rows):
-                count = min(chunk_rows, len(members) - start)
-                chunks.append((len(order) + start, count, len(sets), len(slots)))
+            own = [
+                (
+                    len(order) + start, min(chunk_rows, len(members) - start), len(sets),
+                    len(slots),
+                )
+                for start in range(0, len(members), chunk_rows)
+            ]  # fmt: skip
+            chunks += own
+            if len(members) >= LARGE_ROWS:
+                large.append(LargeSet(len(order), len(members), slots))
+            else:
+                small += own
             order += members
             sets += slots
+        width, top = max(map(len, groups), default=0), max(sets, default=-1) + 1
+        whole = cls._laid_out(rows, width, top, chunks, order, sets)
+        if not large:
+            return whole
+        rest = cls._laid_out(rows, width, top, small, order, sets)
+        return replace(whole, large=tuple(large), rest=rest)
+
+    @classmethod
+    def _laid_out(
+        cls,
+        rows: int,
+        members: int,
+        slots: int,
+        chunks: Sequence[tuple[int, int, int, int]],
+        order: Sequence[int],
+        sets: Sequence[int],
+    ) -> WorkPlan:
         touched = [0] * rows
         for row in order:
             touched[row] = 1
@@ -166,7 +219,8 @@ class WorkPlan:
         header = (len(chunks), order_at, order_at + len(order), chunks_at)
         return cls(
             rows=rows,
-            members=max(map(len, groups), default=0),
-            slots=max(sets, default=-1) + 1,
+            members=members,
+            slots=slots,
+            order_at=order_at,
             data=torch.tensor([*header, *touched, *words, *order, *sets], dtype=torch.int64),
         )

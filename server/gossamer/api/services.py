@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from gossamer.api.admission import Admission
 from gossamer.api.constraints import Constraints
+from gossamer.api.device import Device, choose_device, memory_budget
 from gossamer.api.lifecycle import Lifecycle
 from gossamer.api.mailbox import Postbox
 from gossamer.api.metrics import EngineMetrics, Metrics
@@ -61,6 +62,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
 
     Raises:
         BaseModelError: the base cannot be had or loaded.
+        DeviceError: it cannot run on what the settings ask for.
         UnsupportedModel: the base cannot be served right.
         AlreadyOwned, RegistryTooNew, KeySecretUnsafe: the data folder is another server's, or for
             a later release, or not safe.
@@ -70,7 +72,8 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     base = open_base(settings.base, data_dir, progress=progress)
-    tokenizer, model = load_tokenizer(base), load_model(base)
+    chosen = choose_device(settings, base)
+    tokenizer, model = load_tokenizer(base), load_model(base, chosen.dtype, chosen.device)
     limits = settings.limits
     store = Store(
         data_dir,
@@ -83,9 +86,8 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         ),
         upload_bytes=limits.adapter_bytes,
     )
-    engine = Engine(
-        model, tokenizer, store.catalog.open, engine_config(settings), fingerprint=base.fingerprint
-    )
+    config = engine_config(settings, chosen)
+    engine = Engine(model, tokenizer, store.catalog.open, config, fingerprint=base.fingerprint)
     workers, metrics = Workers(), Metrics()
     admission = Admission(settings.max_rows, limits)
     metrics.registry.register(EngineMetrics(engine, admission, base.name, settings.max_rows))
@@ -110,13 +112,16 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     )
 
 
-def engine_config(settings: Settings) -> EngineConfig:
-    """The part of the settings that is the engine's."""
+def engine_config(settings: Settings, chosen: Device) -> EngineConfig:
+    """The part of the settings that is the engine's, once the base is on its device."""
     return EngineConfig(
         max_rows=settings.max_rows,
         # Admission counts what waits; this bound only catches what it would miss.
         max_waiting=2 * settings.limits.queued,
-        memory_bytes=settings.memory_bytes,
+        memory_bytes=memory_budget(settings, chosen.device),
+        kernels=chosen.kernels,
+        host_bytes=settings.host_bytes,
+        int8_adapters=settings.int8_adapters,
         page_size=settings.page_size,
         max_step_tokens=settings.max_step_tokens,
         max_members=settings.limits.merge_members,

@@ -73,7 +73,12 @@ class Settings(BaseSettings):
         host, port: where to listen; port 0 takes a free one.
         database_url, blobs_url: default to SQLite and a folder inside `data_dir`.
         threads: of torch; None leaves its choice.
-        memory_bytes: one budget for KV pages and resident adapters.
+        device, dtype: what the base runs on, and in. auto: a GPU in 16 bits if there is one, else
+            the CPU in float32.
+        memory_bytes: one budget for KV pages and resident adapters. None: 4 GiB on a CPU, nine
+            tenths of what the base leaves free on a GPU.
+        host_bytes: of packed adapters kept in the host's memory for a GPU.
+        int8_adapters: keep adapters' values on a GPU in 8 bits, with a scale for each row.
         max_rows: sequences that run at once.
         max_step_tokens: most tokens of one engine step (prefill is cut to fit).
         page_size: tokens of a KV page.
@@ -98,7 +103,11 @@ class Settings(BaseSettings):
     database_url: str | None = None
     blobs_url: str | None = None
     threads: Count | None = None
-    memory_bytes: Bytes = 4 << 30
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_bytes: Bytes | None = None
+    host_bytes: Bytes = 4 << 30
+    int8_adapters: bool = False
     max_rows: Count = 16
     max_step_tokens: Count = 512
     page_size: Count = 16

@@ -79,11 +79,14 @@ def processors(settings: Settings) -> Iterator[Finding]:
 
 def memory(settings: Settings) -> Iterator[Finding]:
     """Whether the budget for KV pages and adapters is there."""
+    from gossamer.api.device import HOST_BYTES
+
     available = _available_memory()
     if available is None:
         return
-    found = f"{size(available)} available, {size(settings.memory_bytes)} for KV pages and adapters"
-    if available < settings.memory_bytes:
+    wanted = settings.memory_bytes or HOST_BYTES
+    found = f"{size(available)} available, {size(wanted)} for KV pages and adapters"
+    if available < wanted:
         remedy = "Give `gossamer up` a smaller --memory; the base model comes on top of it."
         yield Finding("memory", "warn", found, remedy)
     else:

@@ -28,12 +28,29 @@ def up(
     ] = None,
     port: Port = None,
     data_dir: DataDir = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda",
+            help="What the base runs on.  "
+            "[env var: GOSSAMER_DEVICE; default: auto, a GPU if there is one]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="What the base runs in.  [env var: GOSSAMER_DTYPE; default: auto, float32 on a "
+            "CPU and 16 bits on a GPU]",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
             help="For KV pages and adapters together, like 4GiB.  "
-            "[env var: GOSSAMER_MEMORY_BYTES; default: 4GiB]",
+            "[env var: GOSSAMER_MEMORY_BYTES; default: 4GiB on a CPU, on a GPU nine tenths of what "
+            "the base leaves free]",
         ),
     ] = None,
     threads: Annotated[
@@ -79,6 +96,8 @@ def up(
         host=host,
         port=port,
         data_dir=data_dir,
+        device=device,
+        dtype=dtype,
         memory_bytes=None if memory is None else parse_size(memory),
         threads=threads,
         fuse_share=fuse_share,

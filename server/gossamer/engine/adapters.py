@@ -2,21 +2,24 @@
 
 On the host an adapter is packed as the device reads it, in one pinned buffer, so that bringing it
 in is one asynchronous copy on a stream of its own. Such buffers are kept for the next time, least
-recently used first out (`HostTier`). All of it runs in loader threads; the step waits for none.
+recently used first out (`HostTier`). Packing and copying happen in loader threads; the step waits
+for none.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gossamer.base.patch_map import PatchMap
 from gossamer.engine.errors import DeviceFull
+from gossamer.engine.frames import Move, Run
 from gossamer.kernels import Backend, Coding, PackedDelta, Piece, pack, records, sides_of
 from gossamer.store.delta import DeltaSet
 
@@ -31,19 +34,22 @@ class Packed:
     Attributes:
         deltas: by patched weight.
         table: int64 [patched weights, words] on the device: what a step's tables say of each
-            (`gossamer.kernels.records`); None on the CPU.
+            (`gossamer.kernels.records`); None on the CPU, and until it is on the device.
         sides: of its tiles.
+        buffer: uint8, what `deltas` and `table` are slices of; None on the CPU.
     """
 
     deltas: Mapping[str, PackedDelta]
     table: Tensor | None = None
     sides: tuple[int, ...] = ()
+    buffer: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        table = 0 if self.table is None else self.table.nbytes
-        return table + sum(delta.nbytes for delta in self.deltas.values())
+        if self.buffer is not None:
+            return self.buffer.nbytes
+        return sum(delta.nbytes for delta in self.deltas.values())
 
 
 class HostTier:
@@ -52,26 +58,25 @@ class HostTier:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, dict[str, PackedDelta]] = OrderedDict()
+        self._kept: OrderedDict[str, Packed] = OrderedDict()
         self.nbytes = 0
 
-    def get(self, key: str) -> dict[str, PackedDelta] | None:
+    def get(self, key: str) -> Packed | None:
         """What was kept under a key; counts as a use."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def put(self, key: str, deltas: dict[str, PackedDelta]) -> None:
+    def put(self, key: str, packed: Packed) -> None:
         """Keep it, and let go of what was not used for longest. What is larger than all is not."""
-        nbytes = _nbytes(deltas)
         with self._lock:
-            if nbytes > self._limit or key in self._kept:
+            if packed.nbytes > self._limit or key in self._kept:
                 return
-            self._kept[key] = deltas
-            self.nbytes += nbytes
+            self._kept[key] = packed
+            self.nbytes += packed.nbytes
             while self.nbytes > self._limit:
-                self.nbytes -= _nbytes(self._kept.popitem(last=False)[1])
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
 
     def keys(self) -> list[str]:
         """What is kept, least recently used first."""
@@ -79,34 +84,29 @@ class HostTier:
             return list(self._kept)
 
 
-def _nbytes(deltas: Mapping[str, PackedDelta]) -> int:
-    return sum(delta.data.nbytes for delta in deltas.values())
-
-
 class AdapterPacker:
-    """Packs adapters for one patched model, and brings them to its device.
+    """Packs adapters for one patched model.
 
     Args:
         patch_map: of the model.
         backend: whose layout.
         coding: how values are stored.
-        device: of the model.
-        host_bytes: of the tier of packed adapters on the host; used with a device only.
+        tier: keeps what was packed for a device; None on the CPU, where that is what is resident.
+        pinned: whether copies to the device can be asynchronous.
     """
 
     def __init__(
-        self, patch_map: PatchMap, backend: Backend, coding: Coding, device: torch.device,
-        host_bytes: int,
+        self, patch_map: PatchMap, backend: Backend, coding: Coding, tier: HostTier | None = None,
+        *, pinned: bool = False,
     ) -> None:  # fmt: skip
         self._patch_map = patch_map
         self._backend = backend
         self._coding = coding
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.tier = HostTier(host_bytes if backend == "triton" else 0)
+        self._pinned = pinned
+        self.tier = tier
 
-    def bring(self, key: str, decoded: Callable[[], DeltaSet]) -> Packed:
-        """An adapter on the device, from the host's tier where it is kept.
+    def pack(self, key: str, decoded: Callable[[], DeltaSet]) -> Packed:
+        """An adapter in memory of the host, as the device reads it; from the tier if it is there.
 
         Args:
             key: digest of what it says.
@@ -115,21 +115,17 @@ class AdapterPacker:
         Raises:
             ValueError: it is for another model.
             PackError: a position is out of range.
-            DeviceFull: the device has no room.
         """
-        if self._backend != "triton":
-            return Packed(self.pack(decoded()))
-        host = self.tier.get(key)
-        if host is None:
-            host = self._in_one_buffer(self.pack(decoded()))
-            self.tier.put(key, host)
-        try:
-            return self._placed(host)
-        except torch.OutOfMemoryError as cause:
-            raise DeviceFull(key, cause) from cause
+        if self.tier is None:
+            return Packed(self._packed(decoded()))
+        found = self.tier.get(key)
+        if found is None:
+            found = self._in_one_buffer(self._packed(decoded()))
+            self.tier.put(key, found)
+        return found
 
-    def pack(self, deltas: DeltaSet) -> dict[str, PackedDelta]:
-        """In the device's layout, in memory of the host, by patched weight."""
+    def _packed(self, deltas: DeltaSet) -> dict[str, PackedDelta]:
+        """By patched weight."""
         pieces: dict[str, list[Piece]] = {}
         for name, delta in deltas.deltas.items():
             place = self._patch_map.places[name]
@@ -155,47 +151,76 @@ class AdapterPacker:
             for name, parts in pieces.items()
         }
 
-    def _in_one_buffer(self, deltas: dict[str, PackedDelta]) -> dict[str, PackedDelta]:
-        """The same, as slices of one buffer, pinned where that makes copies asynchronous."""
-        total = sum(_aligned(delta.data.nbytes) for delta in deltas.values())
-        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=self._stream is not None)
-        placed, start = {}, 0
+    def _in_one_buffer(self, deltas: dict[str, PackedDelta]) -> Packed:
+        """The same as slices of one buffer, which begins with room for the table."""
+        start = _aligned(records([None] * len(self._patch_map.weights)).nbytes)
+        total = start + sum(_aligned(delta.data.nbytes) for delta in deltas.values())
+        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=self._pinned)
+        placed = {}
         for name, delta in deltas.items():
             part = buffer[start : start + delta.data.nbytes]
             placed[name] = delta.moved(part.copy_(delta.data))
             start += _aligned(delta.data.nbytes)
-        return placed
+        return Packed(placed, sides=sides_of(deltas.values()), buffer=buffer)
 
-    def _placed(self, host: dict[str, PackedDelta]) -> Packed:
-        """On the device, when this returns."""
-        if self._stream is None:
-            return self._with_table(host)
-        with torch.cuda.stream(self._stream):
-            packed = self._with_table(self._copied(host))
-            arrived = self._stream.record_event()
-        # The thread that waits is the loader's. Memory of its stream goes back to its stream, so
-        # what the engine's stream still reads must be noted there; it is freed between two steps.
-        arrived.synchronize()
-        return packed
 
-    def _copied(self, host: dict[str, PackedDelta]) -> dict[str, PackedDelta]:
-        if not host:
-            return {}
-        first, *_ = host.values()
-        whole = first.data.untyped_storage()
-        source = torch.empty(0, dtype=torch.uint8).set_(whole)
-        target = source.to(self._device, non_blocking=True)
-        return {
-            name: delta.moved(target[delta.data.storage_offset() :][: delta.data.nbytes])
-            for name, delta in host.items()
-        }
+class DeviceFrames:
+    """The device's block of memory, as adapters and pages see it (`frames`).
 
-    def _with_table(self, deltas: dict[str, PackedDelta]) -> Packed:
-        found = [deltas.get(name) for name in self._patch_map.weights]
-        table = records(found)
+    Args:
+        block: uint8 [frames, bytes of a frame], on the device.
+        names: of the patched weights, in the order of the kernels' tables.
+    """
+
+    def __init__(self, block: Tensor, names: Sequence[str]) -> None:
+        self._block = block
+        self._names = tuple(names)
+        on_device = block.device.type == "cuda"
+        self._stream = torch.cuda.Stream(block.device) if on_device else None
+        self._lock = threading.Lock()  # of the packed buffers, whose tables are written here
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy frames aside. In the engine's thread, between two steps."""
+        if not moves:
+            return
+        sources = torch.tensor([m.source for m in moves], device=self._block.device)
+        targets = torch.tensor([m.target for m in moves], device=self._block.device)
+        self._block[targets] = self._block[sources]
         if self._stream is not None:
-            table = table.pin_memory()
-        return Packed(deltas, table.to(self._device, non_blocking=True), sides_of(deltas.values()))
+            # What is copied into these frames next is copied by another stream.
+            torch.cuda.current_stream(self._block.device).synchronize()
+
+    def place(self, key: str, packed: Packed, run: Run) -> Packed:
+        """Copy an adapter into its frames; it is there when this returns. In a loader thread.
+
+        Raises:
+            DeviceFull: the device has no room, in spite of the budget.
+        """
+        try:
+            return self._placed(packed, run)
+        except torch.OutOfMemoryError as cause:
+            raise DeviceFull(key, cause) from cause
+
+    def _placed(self, packed: Packed, run: Run) -> Packed:
+        source = cast(Tensor, packed.buffer)
+        target = self._block[run.first : run.first + run.count].view(-1)[: source.nbytes]
+        deltas = {
+            name: delta.moved(target[delta.data.storage_offset() :][: delta.data.nbytes])
+            for name, delta in packed.deltas.items()
+        }
+        table = records([deltas.get(name) for name in self._names])
+        words = table.view(torch.uint8).view(-1)
+        with self._lock:
+            source[: len(words)] = words
+            if self._stream is None:
+                target.copy_(source)
+            else:
+                with torch.cuda.stream(self._stream):
+                    target.copy_(source, non_blocking=True)
+                    arrived = self._stream.record_event()
+                arrived.synchronize()
+        head = target[: len(words)].view(torch.int64).view(table.shape)
+        return Packed(deltas, head, packed.sides, target)
 
 
 def _aligned(nbytes: int) -> int:

@@ -47,9 +47,10 @@ class Batch:
 
     @classmethod
     def of(
-        cls, work: Sequence[Work], page_size: int, kv: list[tuple[Tensor, Tensor]], backend: Backend
-    ) -> Batch:
-        """The step that does this work."""
+        cls, work: Sequence[Work], page_size: int, kv: list[tuple[Tensor, Tensor]],
+        backend: Backend, frame_of_page: NDArray[np.int64] | None = None,
+    ) -> Batch:  # fmt: skip
+        """The step that does this work; frame_of_page: where pages are, if not at their number."""
         counts = [w.count for w in work]
         total = sum(counts)
         width = max(len(w.sequence.pages) for w in work)
@@ -59,6 +60,7 @@ class Batch:
         for row, w in enumerate(work):
             end = start + w.count
             pages = np.asarray(w.sequence.pages, np.int64)
+            pages = pages if frame_of_page is None else frame_of_page[pages]
             positions = np.arange(w.start, w.start + w.count)
             flat[0, start:end] = w.sequence.tokens[w.start : w.start + w.count]
             flat[1, start:end] = positions

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from gossamer.base.patch_map import PatchedWeight
 from gossamer.engine.residency import Resident
-from gossamer.kernels import Backend, BoundDeltas, Coding, bind
+from gossamer.kernels import Backend, BoundDeltas, Coding, PackedDelta, bind
 from gossamer.kernels.delta import records
 
 
@@ -94,15 +95,19 @@ class DeviceBinding:
         words = records([None]).shape[1]
         self._table = torch.zeros(slots, len(weights), words, dtype=torch.int64, device=device)
         self._deltas = {
-            name: BoundDeltas.of_table(self._table[:, i], w.shape, len(w.rows), coding)
+            name: BoundDeltas.of_table(
+                self._table[:, i], w.shape, len(w.rows), coding, partial(self._find, name)
+            )
             for i, (name, w) in enumerate(weights.items())
         }
+        self._residents: Mapping[str, Resident] = {}
         self._slots: dict[str, int] = {}
         self._written: dict[int, int] = {}  # slot → address of the table it was written from
         self._free = list(range(slots - 1, -1, -1))
 
     def bind(self, keys: Sequence[str], residents: Mapping[str, Resident]) -> Bound:
         """See `Binding`."""
+        self._residents = residents
         for key in self._slots.keys() - set(keys):
             self._free.append(self._slots.pop(key))
         sides: set[int] = set()
@@ -124,6 +129,11 @@ class DeviceBinding:
         """See `Binding`."""
         self._free += self._slots.values()
         self._slots.clear()
+        self._residents = {}
+
+    def _find(self, name: str, slot: int) -> PackedDelta | None:
+        key = next(key for key, taken in self._slots.items() if taken == slot)
+        return self._residents[key].deltas.get(name)
 
     def _with(self, sides: tuple[int, ...]) -> dict[str, BoundDeltas]:
         if not sides:

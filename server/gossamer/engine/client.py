@@ -102,16 +102,20 @@ class Engine:
         self._decoder = TokenizerDecoder(tokenizer)
         self._fingerprint = fingerprint
         page_bytes = Geometry.of(model).page_bytes(config.page_size, model.dtype, config.kernels)
-        self._memory: Memory[Resident] = Memory(config.memory_bytes, page_bytes, config.page_size)
+        self._memory: Memory[Resident] = Memory(
+            config.memory_bytes, page_bytes, config.page_size, framed=config.kernels == "triton"
+        )
         expected = probe.expected(model)
         warm_up(config.kernels)
-        runner = Runner(model, self._memory.pages.num_pages, config)
+        frames = self._memory.frames
+        of_page = None if frames is None else frames.of_page
+        runner = Runner(model, self._memory.pages.num_pages, config, of_page)
         probe.check(runner, expected)
         self._loaders = ThreadPoolExecutor(
             config.loader_threads, thread_name_prefix="gossamer-load"
         )
         self._residency = Residency(
-            self._memory, source, runner.adapters.bring, self._loaders, self._wake
+            self._memory, source, runner.adapters.pack, self._loaders, self._wake, runner.frames
         )
         self._loop = Loop(
             config,

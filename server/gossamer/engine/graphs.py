@@ -8,6 +8,7 @@ rows that has a graph; a row of the padding writes nowhere, and is a sequence wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -22,6 +23,8 @@ from gossamer.engine.batch import Batch
 from gossamer.engine.patched import StepDeltas
 from gossamer.kernels import NotCapturableError, Program, WorkPlan, program_pool
 from gossamer.kernels.backends import Backend
+
+log = logging.getLogger(__name__)
 
 #: Rows of the steps that have graphs. Every one takes a second or so to capture, when it is first
 #: needed, and a padded row costs what its attention and its logits do.
@@ -53,6 +56,11 @@ class _Memory:
     plan: WorkPlan
     weights: Tensor
     pages: int
+
+    @property
+    def rows(self) -> int:
+        """Of the steps that it is for."""
+        return len(self.step.slots)
 
 
 def _memory(
@@ -173,10 +181,14 @@ class DecodeGraphs:
         held = StepDeltas()
         if deltas.plan is not None:
             held = replace(deltas, plan=memory.plan, weights=memory.weights)
-        with deltas.replaced(held):
-            try:
-                return self._pool.capture(
-                    lambda: self._forward(memory.ids, memory.positions, memory.step)
-                )
-            except NotCapturableError:
-                return None
+
+        def forward() -> Tensor:
+            # Here and not around the capture: without graphs a program calls it again.
+            with deltas.replaced(held):
+                return self._forward(memory.ids, memory.positions, memory.step)
+
+        try:
+            return self._pool.capture(forward)
+        except NotCapturableError as error:
+            log.warning("steps of %d rows run launch by launch: %s", memory.rows, error)
+            return None

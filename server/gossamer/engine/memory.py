@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from gossamer.engine.frames import Frames, Move, Run
 from gossamer.engine.pages import PagePool
 
 Payload = TypeVar("Payload")
@@ -26,6 +27,7 @@ class Entry(Generic[Payload]):
     nbytes: int
     stamp: int
     pins: int = 0
+    run: Run | None = None
 
 
 @dataclass
@@ -38,12 +40,24 @@ class MemoryCounts:
 
 
 class Memory(Generic[Payload]):
-    """The budget, the page pool and the entries under it."""
+    """The budget, the page pool and the entries under it.
 
-    def __init__(self, total_bytes: int, page_bytes: int, page_size: int) -> None:
+    Args:
+        total_bytes: of all of it.
+        page_bytes: of a KV page, keys and values of all layers.
+        page_size: tokens of a page.
+        framed: whether all of it is one block of memory, in which entries take whole frames beside
+            each other (`frames`); else memory is anywhere, and only its bytes count.
+    """
+
+    def __init__(
+        self, total_bytes: int, page_bytes: int, page_size: int, *, framed: bool = False
+    ) -> None:
         self.total_bytes = total_bytes
         self.page_bytes = page_bytes
-        self.pages = PagePool(total_bytes // page_bytes, page_size)
+        self.frames = Frames(total_bytes // page_bytes) if framed else None
+        self.pages = PagePool(total_bytes // page_bytes, page_size, self.frames)
+        self._moves: list[Move] = []
         self.counts = MemoryCounts()
         self._entries: OrderedDict[str, Entry[Payload]] = OrderedDict()  # least recently used first
         self._entry_bytes = 0
@@ -116,13 +130,53 @@ class Memory(Generic[Payload]):
         return self._entries.get(key)
 
     def add(self, key: str, payload: Payload, nbytes: int, keep: Collection[str] = ()) -> bool:
-        """Take an adapter in. False while what it would need is pinned or to be kept."""
-        if not self.make_room(nbytes, keep):
+        """Take an adapter in. False while what it would need is pinned or to be kept.
+
+        In one block of memory, other entries may have been evicted in vain, when what is pinned
+        lies between what is free; and `take_moves` says what must be copied aside first.
+        """
+        run = None
+        if self.frames is not None:
+            count = -(-nbytes // self.page_bytes)
+            nbytes = count * self.page_bytes
+            if not self.make_room(nbytes, keep):
+                return False
+            if count and (run := self._run(count, keep)) is None:
+                return False
+        elif not self.make_room(nbytes, keep):
             return False
-        self._entries[key] = Entry(key, payload, nbytes, self._clock)
+        self._entries[key] = Entry(key, payload, nbytes, self._clock, run=run)
         self._entry_bytes += nbytes
         self.counts.loads += 1
         return True
+
+    def take_moves(self) -> list[Move]:
+        """What `add` moved aside since this was last asked: to be copied before anything else."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    def remove(self, key: str) -> None:
+        """Take out an entry that nobody uses any more."""
+        self._drop(self._entries[key])
+
+    def _run(self, count: int, keep: Collection[str]) -> Run | None:
+        """Neighbouring frames for an entry, where room has been made; more is evicted if need be,
+        least recently used first."""
+        if self.frames is None:
+            return None
+        while True:
+            found = self.frames.take_run(count)
+            if found is not None:
+                run, moves = found
+                self._moves += moves
+                return run
+            idle = next(
+                (e for e in self._entries.values() if self._idle(e) and e.key not in keep), None
+            )
+            if idle is None:
+                return None
+            self._drop(idle)
+            self.counts.evictions += 1
 
     def touch(self, entry: Entry[Payload]) -> None:
         """Note a use."""
@@ -148,6 +202,13 @@ class Memory(Generic[Payload]):
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless the ledger adds up."""
         self.pages.check_integrity()
+        if self.frames is not None:
+            self.frames.check_integrity()
+            runs = sum(e.run.count for e in self._entries.values() if e.run is not None)
+            if self.frames.pages != self.pages.used or self.frames.free != (
+                self.pages.num_pages - self.pages.used - runs
+            ):
+                raise RuntimeError("frames are taken that nothing has")
         if self._entry_bytes != sum(e.nbytes for e in self._entries.values()):
             raise RuntimeError("the adapters' bytes do not add up")
         if self.free_bytes < 0:
@@ -161,3 +222,5 @@ class Memory(Generic[Payload]):
     def _drop(self, entry: Entry[Payload]) -> None:
         del self._entries[entry.key]
         self._entry_bytes -= entry.nbytes
+        if entry.run is not None and self.frames is not None:
+            self.frames.drop_run(entry.run)

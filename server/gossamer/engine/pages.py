@@ -13,6 +13,10 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gossamer.engine.frames import Frames
 
 PrefixKey = bytes
 
@@ -35,11 +39,17 @@ class PagePool:
     """`num_pages` pages with reference counts and an index of the full ones.
 
     A page is *held* (count > 0), *cached* (count 0 but findable by its key) or *free*.
+
+    Args:
+        num_pages: how many there can be.
+        page_size: tokens of a page.
+        frames: where pages lie, when that is not simply where their number says.
     """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, frames: Frames | None = None) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
+        self._frames = frames
         self._free = list(range(num_pages - 1, -1, -1))  # a stack: low ids are used first and again
         self._count: dict[int, int] = {}
         self._key_of: dict[int, PrefixKey] = {}
@@ -93,6 +103,8 @@ class PagePool:
         """Hold one free page. The caller has checked `free`."""
         page = self._free.pop()
         self._count[page] = 1
+        if self._frames is not None:
+            self._frames.take(page)
         return page
 
     def name(self, page: int, key: PrefixKey) -> None:
@@ -111,7 +123,7 @@ class PagePool:
             if page in self._key_of:
                 self._cached[page] = stamp
             else:
-                self._free.append(page)
+                self._vacate(page)
 
     def forget(self, pages: Sequence[int]) -> None:
         """Make pages unfindable (their content is not to be trusted)."""
@@ -120,13 +132,18 @@ class PagePool:
             if key is not None:
                 del self._page_of[key]
             if self._cached.pop(page, None) is not None:
-                self._free.append(page)
+                self._vacate(page)
 
     def evict(self) -> None:
         """Turn the cached page that was released first into a free one."""
         page, _ = self._cached.popitem(last=False)
         del self._page_of[self._key_of.pop(page)]
+        self._vacate(page)
+
+    def _vacate(self, page: int) -> None:
         self._free.append(page)
+        if self._frames is not None:
+            self._frames.drop(page)
 
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless every page is in exactly one state."""

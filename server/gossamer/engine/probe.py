@@ -23,9 +23,10 @@ from gossamer.engine.sequence import Sequence
 #: result would depend on its neighbours.
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
-#: Largest accepted difference of logits, relative to their spread, by the base's dtype. Measured on
-#: the tiny test architectures: 2e-6 in fp32; a wrong mask or head order shows as 0.1 and more.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+#: Largest accepted difference of logits (root mean square) relative to their spread, by the base's
+#: dtype. Measured on the tiny test architectures, four seeds each: 1e-6 in fp32, up to 0.003 in
+#: fp16 and 0.022 in bf16, where the largest single difference is up to 0.11.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 _LENGTHS = (5, 21)
 _CHUNK = 16
@@ -106,7 +107,7 @@ def check(runner: Runner, wanted: Expected) -> None:
         raise UnsupportedModel(wanted.name, error.why) from error
     except (TypeError, AttributeError, KeyError, RuntimeError) as error:
         raise UnsupportedModel(wanted.name, f"the engine cannot run it: {error}") from error
-    difference = float((got - wanted.logits).abs().max() / wanted.logits.std())
+    difference = float((got - wanted.logits).square().mean().sqrt() / wanted.logits.std())
     if not difference <= wanted.tolerance:
         raise UnsupportedModel(
             wanted.name, f"the engine's logits differ from transformers' by {difference:.2g}"

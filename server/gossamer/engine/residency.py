@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from gossamer.engine.adapters import Packed
 from gossamer.engine.errors import (
@@ -23,14 +24,27 @@ from gossamer.engine.errors import (
     EngineError,
     Overloaded,
 )
+from gossamer.engine.frames import Move, Run
 from gossamer.engine.memory import Memory
 from gossamer.merge import Mix, compile_mix, method_named
 from gossamer.store.delta import DeltaSet
 
 #: digest → decoded deltas; called in a loader thread; any exception makes the adapter unavailable.
 Source = Callable[[str], DeltaSet]
-#: key and how to decode it → as the kernels read it; called in a loader thread.
-Bring = Callable[[str, Callable[[], DeltaSet]], Packed]
+#: key and how to decode it → packed for the kernels; called in a loader thread.
+Pack = Callable[[str, Callable[[], DeltaSet]], Packed]
+
+
+class Placement(Protocol):
+    """How packed adapters get to where the kernels read them, when that is elsewhere."""
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy frames aside. In the engine's thread, between two steps."""
+
+    def place(self, key: str, packed: Packed, run: Run) -> Packed:
+        """Copy an adapter into its frames; it is there when this returns. In a loader thread."""
+
+
 Applied = tuple[tuple[str, float], ...]
 
 #: Loads between their start and their end. What they have packed lies outside the budget.
@@ -52,6 +66,11 @@ class Resident(Packed):
     """
 
     applied: Applied = ()
+
+    @classmethod
+    def of(cls, packed: Packed, applied: Applied = ()) -> Resident:
+        """A packed adapter, or what a mix was compiled to."""
+        return cls(packed.deltas, packed.table, packed.sides, packed.buffer, applied)
 
 
 @dataclass
@@ -83,13 +102,16 @@ class Residency:
         self,
         memory: Memory[Resident],
         source: Source,
-        bring: Bring,
+        pack: Pack,
         executor: Executor,
         wake: Callable[[], None],
+        placement: Placement | None = None,
     ) -> None:
         self._memory = memory
         self._source = source
-        self._bring = bring
+        self._pack = pack
+        self._placement = placement
+        self._arriving: dict[str, _Load] = {}
         self._executor = executor
         self._wake = wake
         self._loads: dict[str, _Load] = {}
@@ -117,6 +139,7 @@ class Residency:
         """
         if not mix.members:
             return True
+        self._receive()
         if self._compiles(mix) and not self._present(mix.digest, mix, keep):
             return False
         keys = [key for key, _ in self.applied(mix)]
@@ -165,11 +188,13 @@ class Residency:
     @property
     def idle(self) -> bool:
         """Whether nothing is being loaded and nothing that was loaded waits to be taken in."""
-        return not self._loads
+        return not self._loads and not self._arriving
 
     @property
     def has_news(self) -> bool:
         """Whether a load has ended that nobody has asked for since."""
+        if any(load.result is not None for load in self._arriving.values()):
+            return True
         with self._lock:
             return any(
                 load.result is not None and not load.unasked for load in self._loads.values()
@@ -177,6 +202,7 @@ class Residency:
 
     def settle(self) -> None:
         """After scheduling: drop what was loaded, or has failed, and nobody asks for any more."""
+        self._receive()
         with self._lock:
             ended = [key for key, load in self._loads.items() if load.result is not None]
             for key in ended:
@@ -207,7 +233,7 @@ class Residency:
         entry = self._memory.get(key)
         if entry is not None:
             self._memory.touch(entry)
-            return True
+            return key not in self._arriving
         self._asked.add(key)
         load = self._loads.get(key)
         if load is None:
@@ -235,7 +261,51 @@ class Residency:
             del self._loads[key]
         if nbytes > self._memory.total_bytes:
             raise AdapterTooLarge(key, nbytes, self._memory.total_bytes)
-        return self._memory.add(key, resident, nbytes, keep)
+        if not self._memory.add(key, resident, nbytes, keep):
+            return False
+        return self._placement is None or self._sent(key, resident, self._placement)
+
+    def _sent(self, key: str, resident: Resident, placement: Placement) -> bool:
+        """Have an adapter copied into its frames, where it stays meanwhile. False: it is not there
+        yet."""
+        placement.move(self._memory.take_moves())
+        entry = self._memory.get(key)
+        if entry is None or entry.run is None:
+            return True  # nothing to be copied
+        self._memory.pin(key)
+        self._arriving[key] = load = _Load()
+        self._executor.submit(self._place, placement, key, resident, entry.run, load)
+        return False
+
+    def _place(
+        self, placement: Placement, key: str, resident: Resident, run: Run, load: _Load
+    ) -> None:
+        """In a loader thread."""
+        result: Resident | EngineError
+        try:
+            result = Resident.of(placement.place(key, resident, run), resident.applied)
+        except DeviceFull as full:
+            result = full
+        except BaseException as cause:  # noqa: BLE001 - as in `_load`
+            result = AdapterUnavailable(key, cause)
+        load.result = result
+        self._wake()
+
+    def _receive(self) -> None:
+        """Take note of what has arrived in its frames."""
+        for key, load in list(self._arriving.items()):
+            if load.result is None:
+                continue
+            del self._arriving[key]
+            self._memory.unpin(key)
+            entry = self._memory.get(key)
+            if isinstance(load.result, EngineError):
+                self._memory.remove(key)
+                self._memory.counts.load_failures += 1
+                with self._lock:  # whoever waits for it is told
+                    self._loads[key] = load
+            elif entry is not None:
+                entry.payload = load.result
 
     def _check_total(self, mix: Mix, keys: list[str]) -> None:
         """A mix whose members do not fit together would evict its own members for ever."""
@@ -260,12 +330,9 @@ class Residency:
 
     def _brought(self, key: str, mix: Mix | None) -> Resident:
         if mix is None:
-            packed, applied = self._bring(key, lambda: self._source(key)), ()
-            return Resident(packed.deltas, packed.table, packed.sides, applied)
+            return Resident.of(self._pack(key, lambda: self._source(key)))
         compiled = compile_mix(mix, {m.digest: self._source(m.digest) for m in mix.members})
         deltas = compiled.replaces or compiled.correction
         if deltas is None:
             return Resident({}, applied=compiled.members)
-        packed = self._bring(key, lambda: deltas)
-        members = (*compiled.members, (key, 1.0))
-        return Resident(packed.deltas, packed.table, packed.sides, members)
+        return Resident.of(self._pack(key, lambda: deltas), (*compiled.members, (key, 1.0)))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gossamer.base.patch_map import PatchMap
-from gossamer.engine.adapters import AdapterPacker
+from gossamer.engine.adapters import AdapterPacker, DeviceFrames, HostTier
 from gossamer.engine.attention import NAME, AttentionStep
 from gossamer.engine.batch import Batch
 from gossamer.engine.binding import Binding, DeviceBinding, HostBinding
@@ -24,7 +25,7 @@ from gossamer.engine.residency import Applied, Resident
 from gossamer.engine.short_modules import LayerStack
 from gossamer.engine.shortcuts import shorten
 from gossamer.kernels import Backend, Coding, PackedDelta, Saved, WorkPlan, fuse_into, restore
-from gossamer.kernels.attention import kv_page_bytes, new_kv_pages
+from gossamer.kernels.attention import framed_kv_pages, kv_page_bytes, new_kv_pages
 from gossamer.kernels.scatter import rounding
 
 if TYPE_CHECKING:
@@ -55,9 +56,23 @@ class Geometry:
 
 
 class Runner:
-    """Owns the patched model, the KV pages' tensors and what is fused into the weights."""
+    """Owns the patched model, the KV pages' tensors and what is fused into the weights.
 
-    def __init__(self, model: PreTrainedModel, num_pages: int, config: EngineConfig) -> None:
+    Args:
+        model: is rebuilt in place.
+        num_pages: of KV.
+        config: limits and policy.
+        frame_of_page: int64 [num_pages], where each page is; None: where its number says.
+
+    Attributes:
+        adapters: packs them for this model.
+        frames: the device's block of memory; None on the CPU.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, num_pages: int, config: EngineConfig,
+        frame_of_page: NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
         self.patch_map = PatchMap.of(model)
         self._config = config
         self._deltas = StepDeltas()
@@ -67,20 +82,9 @@ class Runner:
         self._model = model
         self._device = model.device
         self.page_size, self.num_pages = config.page_size, num_pages
-        g = Geometry.of(model)
-        # Not zeroed: on a CPU, pages that were never used then cost no memory.
-        self._kv = [
-            new_kv_pages(
-                num_pages,
-                config.page_size,
-                g.kv_heads,
-                g.head_dim,
-                model.dtype,
-                model.device,
-                config.kernels,
-            )
-            for _ in range(g.layers)
-        ]
+        self._frame_of_page = frame_of_page
+        self.frames: DeviceFrames | None = None
+        self._kv = self._new_pages(Geometry.of(model), num_pages)
         for module in model.modules():
             if isinstance(module, LayerStack) and config.kernels == "cpu":
                 # A compiled mix may add a correction to its members.
@@ -88,15 +92,35 @@ class Runner:
                     self._deltas, self._products, config.max_members + 1, config.kernels
                 )
         self._binding = self._new_binding()
+        tier = HostTier(config.host_bytes) if config.kernels == "triton" else None
         self.adapters = AdapterPacker(
-            self.patch_map, config.kernels, self._coding, self._device, config.host_bytes
-        )
+            self.patch_map, config.kernels, self._coding, tier,
+            pinned=self._device.type == "cuda",
+        )  # fmt: skip
         self._graphs: DecodeGraphs | None = None
         if config.kernels == "triton" and config.graphs:
             self._graphs = DecodeGraphs(
                 self._forward, self._deltas, config.max_members + 1, config.kernels, self._device
             )
         self._saved: list[tuple[Tensor, Saved]] = []
+
+    def _new_pages(self, g: Geometry, num_pages: int) -> list[tuple[Tensor, Tensor]]:
+        """KV pages of all layers. Not zeroed: on a CPU, what was never used takes no memory."""
+        config, dtype = self._config, self._model.dtype
+        if config.kernels == "triton":
+            frame = g.page_bytes(config.page_size, dtype, config.kernels)
+            block = torch.empty(num_pages, frame, dtype=torch.uint8, device=self._device)
+            self.frames = DeviceFrames(block, tuple(self.patch_map.weights))
+            return framed_kv_pages(
+                block.view(-1), g.layers, config.page_size, g.kv_heads, g.head_dim, dtype
+            )
+        return [
+            new_kv_pages(
+                num_pages, config.page_size, g.kv_heads, g.head_dim, dtype, self._device,
+                config.kernels,
+            )
+            for _ in range(g.layers)
+        ]  # fmt: skip
 
     @property
     def _coding(self) -> Coding:
@@ -191,7 +215,7 @@ class Runner:
         """
         counts = [w.count for w in work]
         self._set_deltas(counts, applied, residents)
-        batch = Batch.of(work, self.page_size, self._kv, self._config.kernels)
+        batch = Batch.of(work, self.page_size, self._kv, self._config.kernels, self._frame_of_page)
         everything = set(scored)
         if self._graphs is not None and not everything and batch.rows == len(work):
             logits = self._graphs.run(batch)

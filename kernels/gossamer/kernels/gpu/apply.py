@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.apply import check
+from gossamer.kernels.apply import check, check_terms
 from gossamer.kernels.delta import BoundDeltas
 from gossamer.kernels.errors import ShapeError
 from gossamer.kernels.gpu.block import block
+from gossamer.kernels.gpu.dense import multiply, pays
 from gossamer.kernels.gpu.element import element
 from gossamer.kernels.gpu.launch import require
 from gossamer.kernels.gpu.rows import add_terms, transposed
@@ -36,6 +37,7 @@ def terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> Ten
     Raises:
         ShapeError: the residents' coding is not for x's dtype, or something is on another device.
     """
+    check_terms(x, bound, plan, weights)
     for name, tensor in (("bound", bound.table), ("plan", plan.data), ("weights", weights)):
         if tensor.device != x.device:
             raise ShapeError(name, f"on {x.device}", tensor.device)
@@ -43,6 +45,9 @@ def terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> Ten
         raise ShapeError("bound", f"of coding {_EXACT[x.dtype]} or int8", bound.coding)
     weights = weights.contiguous()
     found = x.new_empty(x.shape[0], bound.shape[0], dtype=torch.float32)
+    if plan.rest is not None and pays(plan, bound):
+        multiply(found, x, bound, plan, weights)
+        plan = plan.rest
     copies = transposed(x, plan)
     element(found, copies, bound, plan, weights, bound.coding == "int8")
     for side in bound.sides:

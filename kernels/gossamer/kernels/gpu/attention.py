@@ -29,22 +29,23 @@ _COMBINED = 16
 
 @triton.jit
 def _keys(
-    page_table, table_row, sequence, at, pages, num_pages, kv_heads, kv_head, page_size, d, live,
+    page_table, table_row, sequence, at, pages, page_stride, num_pages, kv_head, page_size, d, live,
     DIM: tl.constexpr,
 ):  # fmt: skip
     """Keys or values of some positions, [positions, d]; 0 where there are none."""
     page = tl.load(page_table + sequence * table_row + at // page_size, mask=live, other=0)
     sound = live & (page >= 0) & (page < num_pages)
-    row = (page.to(tl.int64) * kv_heads + kv_head) * page_size + at % page_size
+    row = page.to(tl.int64) * page_stride + (kv_head * page_size + at % page_size) * DIM
     return tl.load(
-        pages + row[:, None] * DIM + d[None, :], mask=sound[:, None] & (d < DIM)[None, :], other=0.0
+        pages + row[:, None] + d[None, :], mask=sound[:, None] & (d < DIM)[None, :], other=0.0
     )
 
 
 @triton.jit
 def _attend(
-    out, partial, stats, q, q_row, q_head, k_pages, v_pages, page_table, table_row, query_start,
-    context_len, tokens, num_pages, kv_heads, page_size, sequences, scale, window, softcap,
+    out, partial, stats, q, q_row, q_head, k_pages, v_pages, page_stride, page_table, table_row,
+    query_start, context_len, tokens, num_pages, kv_heads, page_size, sequences, scale, window,
+    softcap,
     GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, POSITIONS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, SPAN: tl.constexpr,
     SPANS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -58,7 +59,7 @@ def _attend(
     """
     block, kv_head, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = tl.arange(0, SEQUENCES)
-    begins = tl.load(query_start + i, mask=i < sequences, other=2147483647)
+    begins = tl.load(query_start + i, mask=i < sequences, other=1 << 30)
     sequence = tl.sum((begins // QUERIES + i <= block).to(tl.int32), axis=0) - 1
     start = tl.load(query_start + sequence)
     end = tl.load(query_start + sequence + 1)
@@ -86,7 +87,7 @@ def _attend(
         for begin in range(low, high, POSITIONS):
             at = begin + tl.arange(0, POSITIONS)
             there = at < high
-            k = _keys(page_table, table_row, sequence, at, k_pages, num_pages, kv_heads, kv_head,
+            k = _keys(page_table, table_row, sequence, at, k_pages, page_stride, num_pages, kv_head,
                       page_size, d, there, DIM)  # fmt: skip
             score = tl.dot(rows, tl.trans(k), input_precision="ieee") * scale
             if SOFTCAP:
@@ -100,7 +101,7 @@ def _attend(
             base = tl.where(new == float("-inf"), 0.0, new)
             weight = tl.exp(score - base[:, None])
             fade = tl.exp(largest - base)
-            v = _keys(page_table, table_row, sequence, at, v_pages, num_pages, kv_heads, kv_head,
+            v = _keys(page_table, table_row, sequence, at, v_pages, page_stride, num_pages, kv_head,
                       page_size, d, there, DIM)  # fmt: skip
             acc = tl.dot(weight.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
             total = total * fade + tl.sum(weight, axis=1)
@@ -182,9 +183,9 @@ def paged_attention(
     queries = shape["QUERIES"]
     if tokens:
         _attend[(tokens // queries + sequences, kv_heads, spans)](
-            out, partial, stats, q, q.stride(0), q.stride(1), k_pages, v_pages, page_table,
-            page_table.stride(0), query_start, context_len, tokens, num_pages, kv_heads, page_size,
-            sequences, scale, sliding_window or 0, softcap or 1.0, **shape,
+            out, partial, stats, q, q.stride(0), q.stride(1), k_pages, v_pages, k_pages.stride(0),
+            page_table, page_table.stride(0), query_start, context_len, tokens, num_pages, kv_heads,
+            page_size, sequences, scale, sliding_window or 0, softcap or 1.0, **shape,
             SEQUENCES=triton.next_power_of_2(sequences), SPANS=spans,
             WINDOW=sliding_window is not None, SOFTCAP=softcap is not None,
             **options(num_warps=_warps(tokens > sequences)),
@@ -223,10 +224,11 @@ def _variant(dtype: str, prefill: bool, spans: int) -> Variant:
         f"attend-{dtype}-{'prefill' if prefill else 'decode'}-{spans}",
         _attend,
         {"out": value, "partial": wide, "stats": wide, "q": value, "q_row": "i32:16",
-         "q_head": "i32:16", "k_pages": value, "v_pages": value, "page_table": "*i32:16",
-         "table_row": "i32:16", "query_start": "*i32:16", "context_len": "*i32:16",
-         "tokens": "i32", "num_pages": "i32", "kv_heads": "i32", "page_size": "i32:16",
-         "sequences": "i32", "scale": "fp32", "window": "i32", "softcap": "fp32"},
+         "q_head": "i32:16", "k_pages": value, "v_pages": value, "page_stride": "i32:16",
+         "page_table": "*i32:16", "table_row": "i32:16", "query_start": "*i32:16",
+         "context_len": "*i32:16", "tokens": "i32", "num_pages": "i32", "kv_heads": "i32",
+         "page_size": "i32:16", "sequences": "i32", "scale": "fp32", "window": "i32",
+         "softcap": "fp32"},
         {**_shape(4, 128, prefill, 4 if dtype == "fp32" else 2), "SEQUENCES": 32,
          "SPANS": spans, "WINDOW": False, "SOFTCAP": False},
         num_warps=_warps(prefill),

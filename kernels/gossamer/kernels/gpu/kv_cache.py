@@ -17,7 +17,7 @@ ROTATE_WARPS = 8
 
 @triton.jit
 def _to_page(
-    pages, slots, row, head, kv_heads, page_size, num_pages, i, DIM: tl.constexpr,
+    pages, page_stride, slots, row, head, page_size, num_pages, i, DIM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Where a row's key or value of one head goes, and which of `WIDTH` numbers have a place."""
@@ -25,14 +25,14 @@ def _to_page(
     there = (wide >= 0) & (wide < num_pages * page_size)
     slot = wide.to(tl.int32)  # a division of 64 bits is a loop
     page, offset = (slot // page_size).to(tl.int64), slot % page_size
-    at = pages + ((page * kv_heads + head) * page_size + offset) * DIM + i
+    at = pages + page * page_stride + (head * page_size + offset) * DIM + i
     return at, i < tl.where(there, WIDTH, 0)
 
 
 @triton.jit
 def _write_kv(
-    k, v, k_row, k_head, v_row, v_head, k_pages, v_pages, slots, kv_heads, page_size, num_pages,
-    DIM: tl.constexpr, WIDTH: tl.constexpr,
+    k, v, k_row, k_head, v_row, v_head, k_pages, v_pages, page_stride, slots, kv_heads, page_size,
+    num_pages, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Semantics: pages[slots[t] // page_size, h, slots[t] % page_size] = (k[t, h], v[t, h]).
 
@@ -41,17 +41,18 @@ def _write_kv(
     row, head = (tl.program_id(0) // kv_heads).to(tl.int64), tl.program_id(0) % kv_heads
     i = tl.arange(0, WIDTH)
     mask = i < DIM
-    at, there = _to_page(k_pages, slots, row, head, kv_heads, page_size, num_pages, i, DIM, DIM)
+    at, there = _to_page(k_pages, page_stride, slots, row, head, page_size, num_pages, i, DIM, DIM)
     key = tl.load(k + row * k_row + head * k_head + i, mask=mask)
     tl.store(at, key.to(k_pages.dtype.element_ty), mask=there)
-    at, there = _to_page(v_pages, slots, row, head, kv_heads, page_size, num_pages, i, DIM, DIM)
+    at, there = _to_page(v_pages, page_stride, slots, row, head, page_size, num_pages, i, DIM, DIM)
     value = tl.load(v + row * v_row + head * v_head + i, mask=mask)
     tl.store(at, value.to(v_pages.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _rotate_and_write(
-    qkv, cos, sin, terms, touched, k_pages, v_pages, slots, heads, kv_heads, page_size, num_pages,
+    qkv, cos, sin, terms, touched, k_pages, v_pages, page_stride, slots, heads, kv_heads,
+    page_size, num_pages,
     DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """Semantics: q, k = rotated by (cos, sin), in place; k and v also go into their pages.
@@ -82,13 +83,13 @@ def _rotate_and_write(
     y = tl.where(rotates, e + f, y).to(narrow)
     tl.store(qkv + at, x, mask=rotates)
     tl.store(qkv + at + DIM // 2, y, mask=rotates)
-    key, there = _to_page(k_pages, slots, row, head - first_key, kv_heads, page_size, num_pages, i,
-                          DIM, DIM // 2)  # fmt: skip
+    key, there = _to_page(k_pages, page_stride, slots, row, head - first_key, page_size, num_pages,
+                          i, DIM, DIM // 2)  # fmt: skip
     keys = rotates & (head >= first_key) & there[None, :]
     tl.store(key, x.to(k_pages.dtype.element_ty), mask=keys)
     tl.store(key + DIM // 2, y.to(k_pages.dtype.element_ty), mask=keys)
-    value, _ = _to_page(v_pages, slots, row, head - first_value, kv_heads, page_size, num_pages, i,
-                        DIM, DIM // 2)  # fmt: skip
+    value, _ = _to_page(v_pages, page_stride, slots, row, head - first_value, page_size, num_pages,
+                        i, DIM, DIM // 2)  # fmt: skip
     values = mask & (head >= first_value) & there[None, :]
     tl.store(value, x.to(v_pages.dtype.element_ty), mask=values)
     tl.store(value + DIM // 2, y.to(v_pages.dtype.element_ty), mask=values)
@@ -101,7 +102,7 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
     num_pages, kv_heads, page_size, dim = k_pages.shape
     launch(
         _write_kv, len(k) * kv_heads, k, v, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        k_pages, v_pages, slots, kv_heads, page_size, num_pages, num_warps=1,
+        k_pages, v_pages, k_pages.stride(0), slots, kv_heads, page_size, num_pages, num_warps=1,
         DIM=dim, WIDTH=triton.next_power_of_2(dim),
     )  # fmt: skip
 
@@ -123,7 +124,8 @@ def rotate_and_write(
     heads = qkv.shape[1] // dim
     launch(
         _rotate_and_write, len(qkv), qkv, cos.contiguous(), sin.contiguous(),
-        *arguments(terms, qkv), k_pages, v_pages, slots, heads, kv_heads, page_size, num_pages,
+        *arguments(terms, qkv), k_pages, v_pages, k_pages.stride(0), slots, heads, kv_heads,
+        page_size, num_pages,
         num_warps=ROTATE_WARPS, DIM=dim, HALF=triton.next_power_of_2(dim // 2),
         HEADS=triton.next_power_of_2(heads), TERMS=terms is not None,
     )  # fmt: skip
@@ -131,7 +133,7 @@ def rotate_and_write(
 
 def _variants(dtype: str) -> tuple[Variant, ...]:
     value = f"*{dtype}:16"
-    pages = {"k_pages": value, "v_pages": value, "slots": "*i64:16"}
+    pages = {"k_pages": value, "v_pages": value, "page_stride": "i32:16", "slots": "*i64:16"}
     sizes = {"kv_heads": "i32", "page_size": "i32:16", "num_pages": "i32"}
     return (
         Variant(

@@ -52,7 +52,8 @@ class ProgramPool:
         self.nbytes = 0
 
     def capture(self, function: Callable[[], Tensor]) -> GraphProgram | CalledProgram:
-        """See `gossamer.kernels.program.ProgramPool.capture`. On a device, runs it three times."""
+        """See `gossamer.kernels.program.ProgramPool.capture`. On a device, runs it three times,
+        which must leave what running it once does."""
         if not torch.cuda.is_available():
             return CalledProgram(function)
         stream = torch.cuda.Stream()
@@ -73,4 +74,6 @@ class ProgramPool:
         except RuntimeError as error:
             raise NotCapturableError(f"a wait for the device ({error})") from error
         self.nbytes += max(torch.cuda.memory_reserved() - before, 0)
-        return GraphProgram(graph, result)
+        program = GraphProgram(graph, result)
+        program.replay()  # what is captured does not run
+        return program
