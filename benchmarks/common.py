@@ -135,7 +135,13 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        except FileNotFoundError:  # a bare machine has no git
+            return ""
+        return run.stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")

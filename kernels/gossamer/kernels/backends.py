@@ -62,7 +62,8 @@ def implementation(backend: Backend, op: str) -> ModuleType:
 def warm_up(backend: Backend = "cpu") -> None:
     """Compiles every kernel of a backend, or reads it from the disk cache.
 
-    "reference" has none, and Triton compiles a kernel where it is first launched.
+    "reference" has none. Triton compiles a kernel where it is first launched; only the packer's
+    loops, which run on the host, are compiled here.
 
     Takes seconds in the first process after an installation and a fraction of a second later
     (figures in the decision record on the CPU kernels). May run in any thread, beside anything;
@@ -71,6 +72,8 @@ def warm_up(backend: Backend = "cpu") -> None:
     Raises:
         BackendUnavailableError: see `implementation`.
     """
+    if backend == "triton":
+        implementation(backend, "packing").warm_up()
     if backend != "cpu":
         return
     for op in ("apply", "attention", "elementwise", "linear", "packing", "program", "scatter"):

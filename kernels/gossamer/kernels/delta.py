@@ -183,8 +183,8 @@ def pack(
     """Semantics: Δ[p.row_offset + r, c] += p.values at p.positions, for every piece p.
 
     Checks order and bounds of every position again, whoever has checked them before. Runs on the
-    host; without the GIL ("cpu"), or with it for a few array operations at a time ("triton").
-    "cpu" and "reference" write the same bytes.
+    host, without the GIL where numba is installed ("cpu" needs it; "triton" does without, for a few
+    array operations at a time). "cpu" and "reference" write the same bytes.
 
     Args:
         pieces: any mix of kinds; they may be empty, and they may overlap (the sum is taken in their

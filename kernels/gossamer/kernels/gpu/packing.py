@@ -1,11 +1,19 @@
-"""The packer for the Triton kernels: whole arrays at a time, in numpy, in a loader's thread."""
+"""The packer for the Triton kernels, in a loader's thread.
+
+Entries are counted and written by compiled loops (`packing_loops`) where numba is installed. A box
+that only serves need not have it: whole-array passes of numpy write the same bytes, five to fifty
+times slower. They also add up pieces whose rows overlap.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -17,6 +25,9 @@ from gossamer.kernels.errors import PackError
 from gossamer.kernels.gpu import layout
 from gossamer.kernels.gpu.layout import GROUP, GROUP8, PAIR, SPLIT8, WORD
 from gossamer.kernels.reference.packing import check_positions, count_entries
+
+if TYPE_CHECKING:
+    from gossamer.kernels.gpu.packing_loops import Counted
 
 _STORED: dict[Coding, torch.dtype] = {
     "float32": torch.float32,
@@ -41,18 +52,26 @@ class _Rows:
 
 
 class _Writer:
-    """Collects arrays with their offsets; `finish` lays them into one buffer."""
+    """Collects parts with their offsets; `finish` lays them into one buffer."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[int, NDArray[Any]]] = []
+        self.parts: list[tuple[int, int, Callable[[NDArray[np.uint8]], None]]] = []
         # Offset 0 says "absent".
         self.size = layout.ALIGN
 
     def put(self, array: NDArray[Any]) -> int:
         """The offset that the array will have."""
+
+        def copy(room: NDArray[np.uint8]) -> None:
+            room[:] = array.reshape(-1).view(np.uint8)
+
+        return self.reserve(array.nbytes, copy)
+
+    def reserve(self, nbytes: int, write: Callable[[NDArray[np.uint8]], None]) -> int:
+        """The offset of a part that `finish` has `write` fill, every byte of it."""
         offset = self.size
-        self.parts.append((offset, array))
-        self.size = layout.align(offset + array.nbytes)
+        self.parts.append((offset, nbytes, write))
+        self.size = layout.align(offset + nbytes)
         return offset
 
     def finish(self) -> Tensor:
@@ -60,43 +79,79 @@ class _Writer:
         buffer = torch.empty(self.size, dtype=torch.uint8)
         raw = buffer.numpy()
         end = 0
-        for offset, array in self.parts:
+        for offset, nbytes, write in self.parts:
             raw[end:offset] = 0
-            end = offset + array.nbytes
-            raw[offset:end] = array.reshape(-1).view(np.uint8)
+            end = offset + nbytes
+            write(raw[offset:end])
         raw[end:] = 0
         return buffer
 
 
 def pack(
-    pieces: Sequence[Piece], shape: tuple[int, int], coding: Coding
+    pieces: Sequence[Piece], shape: tuple[int, int], coding: Coding, loops: bool = True
 ) -> tuple[int, Tensor, tuple[int, ...]]:
-    """See `gossamer.kernels.delta.pack`. Returns entries, buffer, record."""
+    """See `gossamer.kernels.delta.pack`. Returns entries, buffer, record.
+
+    `loops`: by the compiled loops where that is possible; False: by numpy alone.
+    """
     rows, columns = shape
     last = max((p.projection for p in pieces), default=0)
     if rows >= layout.MAX_ROWS or last >= layout.MAX_PROJECTIONS:
         limit = f"at most {layout.MAX_ROWS - 1} rows and {layout.MAX_PROJECTIONS} projections"
         raise PackError(0, None, f"{limit}, are {rows} and {last + 1}")
+    others = [p for p in pieces if not _is_tiled(p)]
+    counted = _counted(others, shape, coding) if loops else None
     for index, piece in enumerate(pieces):
-        check_positions(index, piece, columns)
+        if counted is None or piece.kind == "block":
+            check_positions(index, piece, columns)
+            if counted is not None and not _is_tiled(piece):
+                counted.add(as_elements(piece, columns, sides=()))
+        elif not counted.add(piece):
+            check_positions(index, piece, columns)  # finds the position again, and says why
     count = sum(count_entries(piece, columns) for piece in pieces)
     writer = _Writer()
     record = [0] * layout.RECORD_WORDS
     record[layout.BOUNDARIES] = _boundaries(pieces, rows)
-    tiles: list[Piece] = []
-    others: list[Piece] = []
-    for piece in pieces:
-        whole = piece.kind == "block" and piece.row_offset % piece.block_size == 0
-        (tiles if whole and piece.block_size in layout.TILE_SIDES else others).append(piece)
     for i, side in enumerate(layout.TILE_SIDES):
-        chosen = [p for p in tiles if p.block_size == side and len(p.positions)]
+        chosen = [p for p in pieces if _is_tiled(p) and p.block_size == side and len(p.positions)]
         if chosen:
             parts = _tiles(writer, chosen, side, shape, coding)
             record[layout.BLOCKS + 3 * i : layout.BLOCKS + 3 * i + 3] = parts
-    entries = _by_row([as_elements(p, columns, sides=()) for p in others], shape)
-    if len(entries.columns):
-        record[: layout.BLOCKS] = _element(writer, entries, rows, coding)
+    if counted is not None:
+        if counted.pieces:
+            record[: layout.BLOCKS] = _counted_element(writer, counted, coding)
+    else:
+        entries = _by_row([as_elements(p, columns, sides=()) for p in others], shape)
+        if len(entries.columns):
+            record[: layout.BLOCKS] = _element(writer, entries, rows, coding)
     return count, writer.finish(), tuple(record)
+
+
+def _is_tiled(piece: Piece) -> bool:
+    """Whether its tiles are stored as such."""
+    side = piece.block_size
+    return piece.kind == "block" and side in layout.TILE_SIDES and piece.row_offset % side == 0
+
+
+@functools.cache
+def _compiled() -> Callable[[tuple[int, int], int, bool], Counted] | None:
+    """`packing_loops.Counted`, where numba is installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    loops = importlib.import_module("gossamer.kernels.gpu.packing_loops")
+    made: Callable[[tuple[int, int], int, bool], Counted] = loops.Counted
+    return made
+
+
+def _counted(pieces: Sequence[Piece], shape: tuple[int, int], coding: Coding) -> Counted | None:
+    """Room for the counts of the compiled loops; None: numpy must do."""
+    made = _compiled()
+    filled = [p for p in pieces if len(p.positions)]
+    ends = [(p.row_offset, p.row_offset + p.rows) for p in filled]
+    if made is None or any(following[0] < before[1] for before, following in pairwise(ends)):
+        return None
+    eight = coding == "int8"
+    return made(shape, layout.UNIT_ENTRIES[GROUP8 if eight else GROUP], eight)
 
 
 def _boundaries(pieces: Sequence[Piece], rows: int) -> int:
@@ -137,35 +192,60 @@ def _by_row(pieces: Sequence[Piece], shape: tuple[int, int]) -> _Rows:
     return _Rows(starts, positions - first, values)
 
 
+def _form(coding: Coding, entries: int, groups: int) -> int:
+    """The smallest form that a coding allows."""
+    if coding == "float32":
+        return PAIR
+    single, grouped = (SPLIT8, GROUP8) if coding == "int8" else (WORD, GROUP)
+    single_bytes = 3 if coding == "int8" else layout.UNIT_BYTES[single]
+    return grouped if groups * layout.UNIT_BYTES[grouped] < single_bytes * entries else single
+
+
+def _counted_element(writer: _Writer, counted: Counted, coding: Coding) -> list[int]:
+    """`_element`, by the compiled loops."""
+    words = [0] * layout.BLOCKS
+    entries, groups = int(counted.lengths.sum()), int(counted.groups.sum())
+    form = words[layout.FORM] = _form(coding, entries, groups)
+    scales: NDArray[np.uint16] | None = None
+    if coding == "int8":
+        scales, divisors = _scales(counted.largest)
+        counted.divisors = divisors
+    if form == SPLIT8:
+        words[layout.VALUES8] = writer.reserve(entries, counted.quantise)
+    lengths = counted.groups if form in (GROUP, GROUP8) else counted.lengths
+    words[layout.UNITS] = writer.reserve(
+        int(lengths.sum()) * layout.UNIT_BYTES[form],
+        lambda room: counted.write(form, _STORED[coding], room),
+    )
+    return _write_rows(writer, words, lengths, scales, len(lengths))
+
+
 def _element(writer: _Writer, entries: _Rows, rows: int, coding: Coding) -> list[int]:
     """Write the element part; returns its words of the record."""
     words = [0] * layout.BLOCKS
     scales: NDArray[np.uint16] | None = None
+    lengths = entries.lengths
     if coding == "float32":
         words[layout.FORM] = PAIR
         bits = entries.values.view(np.uint32).astype(np.uint64)
         units: NDArray[Any] = entries.columns.astype(np.uint64) | bits << np.uint64(32)
-        lengths = entries.lengths
     else:
-        single, grouped = (SPLIT8, GROUP8) if coding == "int8" else (WORD, GROUP)
-        group_of, slot_of, groups = _groups(entries, layout.UNIT_ENTRIES[grouped])
-        single_bytes = 3 if coding == "int8" else layout.UNIT_BYTES[single]
-        better = int(groups.sum()) * layout.UNIT_BYTES[grouped]
-        form = grouped if better < single_bytes * len(entries.columns) else single
-        words[layout.FORM] = form
+        size = layout.UNIT_ENTRIES[GROUP8 if coding == "int8" else GROUP]
+        group_of, slot_of, groups = _groups(entries, size)
+        form = words[layout.FORM] = _form(coding, len(entries.columns), int(groups.sum()))
         if coding == "int8":
             scales, coded = _quantised(entries, rows)
-            if form == single:
+            if form == SPLIT8:
                 words[layout.VALUES8] = writer.put(coded)
         else:
             stored = torch.from_numpy(entries.values).to(_STORED[coding])
             coded = stored.view(torch.uint16).numpy()
-        lengths = groups if form == grouped else entries.lengths
         if form == SPLIT8:
             units = entries.columns.astype(np.uint16)
         elif form == WORD:
             units = entries.columns.astype(np.uint32) | coded.astype(np.uint32) << np.uint32(16)
         else:
+            lengths = groups
             units = _grouped(entries, group_of, slot_of, int(groups.sum()), coded)
     words[layout.UNITS] = writer.put(units)
     return _write_rows(writer, words, lengths, scales, rows)
@@ -241,13 +321,18 @@ def _quantised(entries: _Rows, rows: int) -> tuple[NDArray[np.uint16], NDArray[n
     largest = np.zeros(rows, np.float32)
     filled = np.flatnonzero(lengths)
     largest[filled] = np.maximum.reduceat(np.abs(entries.values), entries.starts[filled])
+    bits, divisors = _scales(largest)
+    return bits, np.rint(entries.values / np.repeat(divisors, lengths)).astype(np.int8)
+
+
+def _scales(largest: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """By row: the bits of its bfloat16 scale, and what to divide by; from its largest |value|."""
     scale = torch.from_numpy(largest / np.float32(127)).to(torch.bfloat16)
     # Rounded down, the largest value would not fit: one step up, which bfloat16's bits count.
     bits = scale.view(torch.int16).numpy().copy()
     bits += (scale.float().numpy() * np.float32(127) < largest).astype(np.int16)
     exact = torch.from_numpy(bits).view(torch.bfloat16).float().numpy()
-    divisor = np.repeat(np.where(exact > 0, exact, 1), lengths)
-    return bits.view(np.uint16), np.rint(entries.values / divisor).astype(np.int8)
+    return bits.view(np.uint16), np.where(exact > 0, exact, np.float32(1))
 
 
 def _tiles(
@@ -292,3 +377,11 @@ def sides(records: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         for i, side in enumerate(layout.TILE_SIDES)
         if any(record[layout.BLOCKS + 3 * i] for record in records)
     )
+
+
+def warm_up() -> None:
+    """Compiles the loops, where numba is, by packing a thin and a thick piece in every coding."""
+    for count, width in ((1, 4096), (20, 20)):
+        piece = Piece("element", 0, 0, 1, 1, torch.arange(count), torch.ones(count))
+        for coding in get_args(Coding):
+            pack([piece], (1, width), coding)
