@@ -136,9 +136,7 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         try:
-            return subprocess.run(
-                command, capture_output=True, text=True, check=False
-            ).stdout.strip()
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:  # a bare machine has no git
             return ""
         return run.stdout.strip()
