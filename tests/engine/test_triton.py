@@ -18,33 +18,14 @@ from gossamer.engine.sequence import Sequence
 from gossamer.merge import BASE, Member, Mix, canonical
 from tests.engine.running import ask, running, tokens_of
 from tests.engine.six_adapters import ADAPTERS, MIXES, NAMES, request, wanted, weights_of
-from tests.engine.test_mixes import Tap, check_batch
-from tests.tiny import ARCHS, tiny_model
+from tests.engine.test_mixes import Tap
+from tests.tiny import tiny_model
 
-#: Short prompts: the interpreter takes a tenth of a second a row. One is cut by the step's budget.
-LENGTHS = (2, 3, 4, 2, 3, 4, 5, 2, 3, 20, 2, 3)
 FEW = Sampling(max_tokens=3, temperature=0, ignore_eos=True)
 PROMPT = (5, 9, 7)
 TEXTS = ((4, 8), (6, 3, 11))
 
 pytestmark = pytest.mark.usefixtures("interpreter")
-
-
-# llama: all layers are short modules, which add the deltas' terms; qwen3: transformers' own.
-@pytest.mark.parametrize("arch", ["llama", "qwen3"])
-def test_interpret_every_row_gets_its_own_mix(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_batch(
-        tiny_model(arch), 0.1, 3, monkeypatch, LENGTHS,
-        kernels="triton", max_step_tokens=48, max_mixed_step_tokens=40, queue_timeout=250,
-    )  # fmt: skip
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("arch", ARCHS)
-def test_every_row_gets_its_own_mix_on_a_card(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model(arch)
-    torch.nn.Module.to(model, "cuda")
-    check_batch(model, 0.1, 12, monkeypatch, kernels="triton")
 
 
 def logits_of(
