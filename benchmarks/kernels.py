@@ -29,6 +29,7 @@ from gossamer.kernels import (
     PackedDelta,
     Piece,
     Saved,
+    Target,
     WorkPlan,
     apply,
     bind,
@@ -242,7 +243,7 @@ def dense_scratch(bench: Bench, density: float, deltas: list[list[BoundDeltas]])
         for layer, bound in zip(bench.base, deltas, strict=True):
             for weight, b, room in zip(layer, bound, scratch, strict=True):
                 y = linear(x[weight.shape[0]], weight, transposed=True)
-                fuse_into(room.zero_(), [p for p in b.deltas if p], one, transposed=True)
+                fuse_into([Target(room.zero_(), [p for p in b.deltas if p], one, True)])
                 y.addmm_(x[weight.shape[0]], room)
 
     (base_ms, mixed_ms), foreign = bench.alternate(base, mixed)
@@ -260,17 +261,18 @@ def fusing(bench: Bench) -> list[Line]:
 def fuse_and_restore(bench: Bench, kind: str, density: float) -> list[Line]:
     deltas = [[random_delta(kind, w, density) for w in WEIGHTS] for _ in range(LAYERS)]
     one = torch.ones(1, 1)
-    saved: list[tuple[Tensor, Saved]] = []
+    targets = [
+        Target(weight, [delta], one, transposed=True)
+        for layer, row in zip(bench.base, deltas, strict=True)
+        for weight, delta in zip(layer, row, strict=True)
+    ]
+    saved: list[Saved] = []
 
     def fuse() -> None:
-        saved.clear()
-        for layer, row in zip(bench.base, deltas, strict=True):
-            for weight, delta in zip(layer, row, strict=True):
-                saved.append((weight, fuse_into(weight, [delta], one, transposed=True)))
+        saved[:] = [fuse_into(targets)]
 
     def undo() -> None:
-        for weight, token in saved:
-            restore(weight, token)
+        restore(saved[0])
 
     times, foreign = bench.alternate(fuse, undo)
     entries = sum(d.nnz for row in deltas for d in row)

@@ -40,7 +40,7 @@ def entries(bench: Bench) -> None:
             bound = bench.deltas.bound(weight, kind, most)
             for rows, adapters in loads:
                 if setting.fits(adapters, kind.density):
-                    _entries(bench, weight, kind, bound, rows, adapters)
+                    _launched(bench, weight, kind, bound, rows, adapters)
 
 
 def _bytes(bench: Bench, kind: Kind) -> None:
@@ -55,28 +55,32 @@ def _bytes(bench: Bench, kind: Kind) -> None:
                      coding=kind.coding, note=note)  # fmt: skip
 
 
-def _entries(
+def _launched(
     bench: Bench, weight: Weight, kind: Kind, bound: BoundDeltas, rows: int, adapters: int
 ) -> None:
+    """The entries, or the tiles, which are added to what the entries left."""
     setting = bench.setting
     plan, weights = plan_of(rows, adapters, setting.device)
     x = torch.randn(rows, weight.columns, device=setting.device).to(setting.dtype)
-    terms = torch.empty(rows, weight.rows, dtype=torch.float32, device=setting.device)
+    terms = torch.zeros(rows, weight.rows, dtype=torch.float32, device=setting.device)
     copies = transposed(x, plan)
-    int8 = bound.coding == "int8"
 
-    def gather() -> Tensor:
-        element(terms, copies, bound, plan, weights, int8)
+    def products() -> Tensor:
+        if kind.side:
+            block(terms, copies, bound, plan, weights, kind.side)
+        else:
+            element(terms, copies, bound, plan, weights, bound.coding == "int8")
         return terms
 
-    taken = bench.timer.launched(gather)
+    taken = bench.timer.launched(products)
     read = sum(d.data.nbytes for d in bound.deltas[:adapters] if d is not None)
-    copied = _copied_bytes(bench, weight, rows, adapters)
-    nbytes = read + copied + terms.nbytes
+    passes = 2 if kind.side else 1
+    nbytes = read + _copied_bytes(bench, weight, rows, adapters) + passes * terms.nbytes
     bench.record.add(
-        "element", weight.name, taken, "ms", model=setting.model.name, rows=rows,
-        adapters=adapters, density=kind.density, coding=kind.coding, nbytes=nbytes,
-        note=_reached(bench, nbytes, taken),
+        "block" if kind.side else "element",
+        f"{weight.name} {kind.side}" if kind.side else weight.name, taken, "ms",
+        model=setting.model.name, rows=rows, adapters=adapters, density=kind.density,
+        coding=kind.coding, nbytes=nbytes, note=_reached(bench, nbytes, taken),
     )  # fmt: skip
 
 
@@ -104,33 +108,7 @@ def tiles(bench: Bench) -> None:
         fitting = [(r, a) for r, a in loads if setting.fits(a, density)]
         bound = bench.deltas.bound(weight, kind, max(a for _, a in fitting))
         for rows, adapters in fitting:
-            if side == 0:
-                _entries(bench, weight, kind, bound, rows, adapters)
-            else:
-                _tiles(bench, weight, kind, bound, rows, adapters)
-
-
-def _tiles(
-    bench: Bench, weight: Weight, kind: Kind, bound: BoundDeltas, rows: int, adapters: int
-) -> None:
-    setting = bench.setting
-    plan, weights = plan_of(rows, adapters, setting.device)
-    x = torch.randn(rows, weight.columns, device=setting.device).to(setting.dtype)
-    terms = torch.zeros(rows, weight.rows, dtype=torch.float32, device=setting.device)
-    copies = transposed(x, plan)
-
-    def products() -> Tensor:
-        block(terms, copies, bound, plan, weights, kind.side)
-        return terms
-
-    taken = bench.timer.launched(products)
-    read = sum(d.data.nbytes for d in bound.deltas[:adapters] if d is not None)
-    nbytes = read + _copied_bytes(bench, weight, rows, adapters) + 2 * terms.nbytes
-    bench.record.add(
-        "block", f"{weight.name} {kind.side}", taken, "ms", model=setting.model.name, rows=rows,
-        adapters=adapters, density=kind.density, coding=kind.coding, nbytes=nbytes,
-        note=_reached(bench, nbytes, taken),
-    )  # fmt: skip
+            _launched(bench, weight, kind, bound, rows, adapters)
 
 
 def copies(bench: Bench) -> None:

@@ -13,16 +13,21 @@ from torch import Tensor
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.deltas import Kind, pieces, plan_of
 from benchmarks.roofline.models import Weight
-from gossamer.kernels import PackedDelta, bind, compute_terms, fuse_into, pack, restore
-from gossamer.kernels.gpu import scatter
+from gossamer.kernels import (
+    PackedDelta,
+    Saved,
+    Target,
+    bind,
+    compute_terms,
+    fuse_into,
+    pack,
+    restore,
+)
 from gossamer.kernels.gpu.dense import ROWS_TIMES_DENSITY, multiply
-from gossamer.kernels.gpu.scatter import Job
 from gossamer.kernels.plan import LargeSet
 
 #: Cycles of all layers before their bits are compared.
 _ALL_LAYERS = 20
-#: Milliseconds in which the host lists the 128 jobs of a model.
-_AHEAD = 12.0
 
 
 class NotRestoredError(Exception):
@@ -36,55 +41,48 @@ class NotRestoredError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Fusable:
-    """Weights of a model and a delta for each, with room for what it overwrites."""
+    """Weights of a model and a delta for each, listed once."""
 
-    weights: list[Tensor]
-    deltas: list[PackedDelta]
-    jobs: list[Job]
+    targets: list[Target]
+    listed: Saved
 
     @classmethod
     def of(cls, bench: Bench, kind: Kind, layers: int) -> _Fusable:
         setting = bench.setting
-        weights, deltas, jobs = [], [], []
-        one = torch.ones(1, 1)
+        targets = []
         for weight in setting.model.weights * layers:
             matrix = torch.randn(weight.rows, weight.columns, device=setting.device)
-            matrix = matrix.to(setting.dtype)
             delta = bench.deltas.on_device(weight, kind, 1)[0]
-            factors, kept = scatter.fuse_into(matrix, [delta], one)
-            scatter.restore(matrix, [delta], (factors, kept))
-            weights.append(matrix)
-            deltas.append(delta)
-            jobs.append(Job(matrix, delta, factors[0], kept))
-        return cls(weights, deltas, jobs)
+            targets.append(Target(matrix.to(setting.dtype), [delta], torch.ones(1, 1)))
+        listed = fuse_into(targets, "triton")
+        listed.restore()
+        return cls(targets, listed)
 
-    def one_by_one(self) -> None:
-        """As the engine does: a launch a weight; fused, then restored."""
-        one = torch.ones(1, 1)
-        saved = [
-            fuse_into(matrix, [delta], one, backend="triton")
-            for matrix, delta in zip(self.weights, self.deltas, strict=True)
-        ]
-        for matrix, each in zip(self.weights, saved, strict=True):
-            restore(matrix, each)
+    @property
+    def weights(self) -> list[Tensor]:
+        """As they are now."""
+        return [target.weight for target in self.targets]
+
+    def as_the_engine(self) -> None:
+        """Listed, fused, restored."""
+        restore(fuse_into(self.targets, "triton"))
 
 
 def fusing(bench: Bench) -> None:
-    """All weights of the model in one launch, then as the engine does it; bits compared."""
+    """All weights of the model: the launch alone, then with its listing; bits compared."""
     setting, record = bench.setting, bench.record
     kinds = [Kind(setting.equal, coding) for coding in setting.codings]
     kinds += [Kind(d, setting.coding) for d in setting.step_densities if d < setting.equal]
     for kind in bench.cases(kinds):
         model = _Fusable.of(bench, kind, setting.model.layers)
         before = [matrix.clone() for matrix in model.weights]
-        entries = sum(delta.nnz for delta in model.deltas)
-        undo = lambda model=model: scatter.scatter(model.jobs, "restore")  # noqa: E731
-        fuse = lambda model=model: scatter.scatter(model.jobs, "fuse")  # noqa: E731
-        found = {"fuse": bench.timer.started(fuse, undo, _AHEAD)}
+        entries = sum(delta.nnz for target in model.targets for delta in target.deltas)
+        undo, fuse = model.listed.restore, model.listed.write
+        found = {"fuse": bench.timer.started(fuse, undo)}
         fuse()
-        found["undo"] = bench.timer.started(undo, fuse, _AHEAD)
+        found["undo"] = bench.timer.started(undo, fuse)
         undo()
-        found["fuse and undo, a launch a weight"] = bench.timer.waited(model.one_by_one)
+        found["fuse and undo, listed first"] = bench.timer.waited(model.as_the_engine)
         for what, taken in found.items():
             record.add("fuse", what, taken, "ms", model=setting.model.name, adapters=1,
                        density=kind.density, coding=kind.coding,
@@ -102,10 +100,10 @@ def _many_cycles(bench: Bench, kind: Kind) -> None:
     before = [matrix.clone() for matrix in layer.weights]
     done = 0
     while done < bench.setting.cycles and (done < 2 or not bench.ended):
-        scatter.scatter(layer.jobs, "fuse")
+        layer.listed.write()
         if done == 0 and all(map(_same_bits, layer.weights, before)):
             raise NotRestoredError("fusing changed nothing", 1)
-        scatter.scatter(layer.jobs, "restore")
+        layer.listed.restore()
         done += 1
     _compare("one layer", layer.weights, before, done)
     bench.record.add("fuse", "cycles of one layer, bit-exact", done, "cycles",

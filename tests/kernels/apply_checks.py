@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gossamer.kernels import Backend, Coding, Piece, apply
+from gossamer.kernels import EXACT_CODINGS, Backend, Coding, Piece, apply
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.cases import (
-    CODINGS,
     bound,
     dense,
     expected,
@@ -61,7 +60,7 @@ def check_exact(
     x = poisoned(shape[1], row_slots, g).to(dtype)
     y = poisoned(shape[0], row_slots, g).to(dtype)
     plan = plan_of(row_slots).to(device)
-    coding = coding or CODINGS[dtype]
+    coding = coding or EXACT_CODINGS[dtype]
     weights = torch.randn(len(row_slots), plan.members + 1, 2, generator=g)
     members = [t for t, slots in enumerate(row_slots) if slots]
     base = [t for t, slots in enumerate(row_slots) if not slots]
@@ -135,7 +134,7 @@ def check_independent_on(make: MakePiece, device: str, dtype: torch.dtype) -> No
     g = generator(7)
     shape = (34, 40)
     residents = [[make(shape[0], shape[1], g, 0, 0)] for _ in range(4)]
-    deltas = bound(residents, shape, 1, "triton", CODINGS[dtype], device)
+    deltas = bound(residents, shape, 1, "triton", EXACT_CODINGS[dtype], device)
     row_slots = [((), (0,), (1, 2), (0, 3, 1))[i % 4] for i in range(9)] + [(2,)] * 18
     x = torch.randn(27, shape[1], generator=g).to(device, dtype)
     y = torch.randn(27, shape[0], generator=g).to(device, dtype)

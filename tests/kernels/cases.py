@@ -36,13 +36,6 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
-#: The coding that a step of this dtype reads exactly as it was packed.
-CODINGS: dict[torch.dtype, Coding] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
 #: (out_features, in_features), round and odd.
 SHAPES = [(576, 576), (576, 1536), (6, 42), (42, 6), (431, 123), (123, 431), (1040, 64), (1, 1)]
 

@@ -9,12 +9,13 @@ from gossamer.kernels import (
     PackedDelta,
     Piece,
     ShapeError,
+    Target,
     add_dense,
     fuse_into,
     pack,
     restore,
+    rounding,
 )
-from gossamer.kernels.scatter import rounding
 from gossamer.kernels.tolerances import agrees
 from tests.kernels.cases import (
     HOST_BACKENDS,
@@ -74,13 +75,13 @@ def test_fuse_adds_and_restore_gives_every_bit_back(
     weight = storage(shape, transposed, g)
     before = weight.clone()
     weights = torch.randn(3, 2, generator=g)
-    saved = fuse_into(weight, packed, weights, transposed, backend)
+    saved = fuse_into([Target(weight, packed, weights, transposed)], backend)
     change, touched = weighted_sum(deltas, shape, weights)
     fused = weight.t() if transposed else weight
     original = before.t() if transposed else before
     assert agrees(fused, original.double() + change)
     assert same_bits(fused[~touched], original[~touched])
-    restore(weight, saved)
+    restore(saved)
     assert same_bits(weight, before)
     assert saved.nbytes > 0
 
@@ -90,7 +91,8 @@ def test_a_moved_entry_is_noticed() -> None:
     piece = element_piece(123, 431, 0.01, g)
     weight = storage((123, 431), False, g)
     want = weight.double() + dense([piece], (123, 431))
-    fuse_into(weight, [pack([off_by_one(piece, 123 * 431)], (123, 431))], torch.ones(1, 1))
+    moved = pack([off_by_one(piece, 123 * 431)], (123, 431))
+    fuse_into([Target(weight, [moved], torch.ones(1, 1))])
     assert not agrees(weight, want)
 
 
@@ -103,8 +105,8 @@ def test_both_backends_write_the_same_bits(transposed: bool) -> None:
     weights[1, 1] = 0  # a module filter: left out, not added as 0
     one = storage(shape, transposed, g)
     other = one.clone()
-    fuse_into(one, packed, weights, transposed, "cpu")
-    fuse_into(other, packed, weights, transposed, "reference")
+    fuse_into([Target(one, packed, weights, transposed)], "cpu")
+    fuse_into([Target(other, packed, weights, transposed)], "reference")
     assert same_bits(one, other)
 
 
@@ -114,10 +116,10 @@ def test_nested_fuses_unwind_in_reverse() -> None:
     weight = storage((431, 123), True, g)
     states, saved = [weight.clone()], []
     for delta in packed:
-        saved.append(fuse_into(weight, [delta], torch.ones(1, 1), transposed=True))
+        saved.append(fuse_into([Target(weight, [delta], torch.ones(1, 1), transposed=True)]))
         states.append(weight.clone())
     for state, token in zip(states[-2::-1], reversed(saved), strict=True):
-        restore(weight, token)
+        restore(token)
         assert same_bits(weight, state)
 
 
@@ -127,7 +129,7 @@ def test_five_hundred_rounds_leave_no_trace() -> None:
     weight = storage((42, 6), True, g)
     before = weight.clone()
     for _ in range(500):
-        restore(weight, fuse_into(weight, packed, torch.rand(3, 1), transposed=True))
+        restore(fuse_into([Target(weight, packed, torch.rand(3, 1), transposed=True)]))
     assert same_bits(weight, before)
 
 
@@ -138,9 +140,9 @@ def test_bfloat16_is_rounded_once_and_restored() -> None:
     weight = torch.randn(123, 431, generator=g).bfloat16()
     before = weight.clone()
     weights = torch.randn(3, 2, generator=g)
-    saved = fuse_into(weight, packed, weights, backend="reference")
+    saved = fuse_into([Target(weight, packed, weights)], "reference")
     assert agrees(weight, before.double() + weighted_sum(deltas, (123, 431), weights)[0])
-    restore(weight, saved)
+    restore(saved)
     assert torch.equal(weight, before)
 
 
@@ -148,16 +150,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written() -> None:
     packed: list[PackedDelta] = [pack([element_piece(6, 42, 0.3, generator(0))], (6, 42))]
     weight = torch.randn(6, 42)
     before = weight.clone()
+    good = Target(weight, packed, torch.ones(1, 1))
     for bad in (
-        lambda: fuse_into(weight, packed, torch.ones(1, 1), transposed=True),
-        lambda: fuse_into(weight, packed, torch.ones(2, 1)),
-        lambda: fuse_into(weight, packed, torch.ones(1, 3)),
-        lambda: fuse_into(weight, packed, torch.ones(1, 1, dtype=torch.float64)),
-        lambda: fuse_into(weight.double(), packed, torch.ones(1, 1)),
-        lambda: restore(weight.clone(), fuse_into(before.clone(), packed, torch.ones(1, 1))),
+        Target(weight, packed, torch.ones(1, 1), transposed=True),
+        Target(weight, packed, torch.ones(2, 1)),
+        Target(weight, packed, torch.ones(1, 3)),
+        Target(weight, packed, torch.ones(1, 1, dtype=torch.float64)),
+        Target(weight.double(), packed, torch.ones(1, 1)),
     ):
         with pytest.raises(ShapeError):
-            bad()
+            fuse_into([good, bad])
     assert same_bits(weight, before)
 
 
@@ -184,10 +186,10 @@ def test_rounding_is_what_fusing_changes_beyond_the_deltas(
     weights[1, 1] = 0  # left out: its entries are not touched
     change, touched = weighted_sum(deltas, shape, weights)
     before = weight.clone()
-    error, norm = rounding(weight, packed, weights, transposed)
+    error, norm = rounding(Target(weight, packed, weights, transposed))
     assert torch.equal(weight, before), "measuring writes nothing"
     original = (weight.t() if transposed else weight).double()
-    fuse_into(weight, packed, weights, transposed, "reference")
+    fuse_into([Target(weight, packed, weights, transposed)], "reference")
     fused = (weight.t() if transposed else weight).double()
     wanted = (fused - original - change)[touched].square().sum()
     assert error == pytest.approx(float(wanted), rel=5e-7)
@@ -195,21 +197,23 @@ def test_rounding_is_what_fusing_changes_beyond_the_deltas(
     # an entry that is one place off, or a weight that is another, is another number
     last = [*deltas[2][:-1], off_by_one(deltas[2][-1], shape[0] * shape[1])]
     moved = [*packed[:2], pack(last, shape, 2)]
-    assert rounding(before, moved, weights, transposed)[0] != pytest.approx(error, rel=5e-7)
+    one_off = rounding(Target(before, moved, weights, transposed))
+    assert one_off[0] != pytest.approx(error, rel=5e-7)
     weights[0, 1] += 1
-    assert rounding(before, packed, weights, transposed)[1] != pytest.approx(norm, rel=1e-3)
+    heavier = rounding(Target(before, packed, weights, transposed))
+    assert heavier[1] != pytest.approx(norm, rel=1e-3)
 
 
 def test_rounding_knows_what_is_lost_and_what_overflows() -> None:
     piece = Piece("element", 0, 0, 2, 1, torch.tensor([0, 3]), torch.tensor([1e-4, 1e-4]))
     packed = [pack([piece], (2, 2))]
     one = torch.ones(1, 1)
-    error, norm = rounding(torch.ones(2, 2).bfloat16(), packed, one)
+    error, norm = rounding(Target(torch.ones(2, 2).bfloat16(), packed, one))
     assert error == pytest.approx(norm), "1e-4 is absorbed by 1 in bf16: all of it is lost"
-    assert rounding(torch.zeros(2, 2).bfloat16(), packed, one)[0] < 1e-4 * norm
-    assert rounding(torch.ones(2, 2).bfloat16(), [], torch.ones(0, 1)) == (0.0, 0.0)
+    assert rounding(Target(torch.zeros(2, 2).bfloat16(), packed, one))[0] < 1e-4 * norm
+    assert rounding(Target(torch.ones(2, 2).bfloat16(), [], torch.ones(0, 1))) == (0.0, 0.0)
     large = Piece("element", 0, 0, 2, 1, torch.tensor([0]), torch.tensor([65000.0]))
-    error, _ = rounding(torch.full((2, 2), 65000.0).half(), [pack([large], (2, 2))], one)
+    error, _ = rounding(Target(torch.full((2, 2), 65000.0).half(), [pack([large], (2, 2))], one))
     assert error == float("inf")
     with pytest.raises(ShapeError):
-        rounding(torch.ones(2, 3).bfloat16(), packed, one)
+        rounding(Target(torch.ones(2, 3).bfloat16(), packed, one))

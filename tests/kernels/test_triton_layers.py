@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import (
+    EXACT_CODINGS,
     ShapeError,
     Terms,
     WorkPlan,
@@ -26,7 +27,7 @@ from gossamer.kernels import (
 )
 from gossamer.kernels.gpu import attention
 from gossamer.kernels.tolerances import TOLERANCES, agrees
-from tests.kernels.cases import CODINGS, bound, element_piece, generator, plan_of, same_bits
+from tests.kernels.cases import bound, element_piece, generator, plan_of, same_bits
 from tests.kernels.test_attention import DECODE, MIXED, Step, by_hand, make_step
 
 DTYPES = list(TOLERANCES)
@@ -193,7 +194,7 @@ def test_interpret_terms_are_what_apply_adds(device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         deltas = bound(
             [[element_piece(40, 50, 0.2, g)] for _ in range(2)], (40, 50), 1, "triton",
-            CODINGS[dtype], device,
+            EXACT_CODINGS[dtype], device,
         )  # fmt: skip
         x = torch.randn(4, 50, generator=g).to(device, dtype)
         y = torch.randn(4, 40, generator=g).to(device, dtype)

@@ -14,6 +14,7 @@ from gossamer.kernels.attention import (
 from gossamer.kernels.backends import BACKENDS, Backend, available_backends, warm_up
 from gossamer.kernels.beside import Branch
 from gossamer.kernels.delta import (
+    EXACT_CODINGS,
     BoundDeltas,
     Coding,
     PackedDelta,
@@ -31,17 +32,19 @@ from gossamer.kernels.errors import (
     IndexRangeError,
     KernelError,
     NotCapturableError,
+    NotRestoredError,
     PackError,
     ShapeError,
 )
 from gossamer.kernels.linear import linear
 from gossamer.kernels.plan import WorkPlan
 from gossamer.kernels.program import Program, ProgramPool, program_pool
-from gossamer.kernels.scatter import Saved, fuse_into, restore
+from gossamer.kernels.scatter import Saved, Target, fuse_into, restore, rounding
 from gossamer.kernels.terms import Terms, compute_terms
 
 __all__ = [
     "BACKENDS",
+    "EXACT_CODINGS",
     "PAGE_MULTIPLE",
     "Backend",
     "BackendUnavailableError",
@@ -51,6 +54,7 @@ __all__ = [
     "IndexRangeError",
     "KernelError",
     "NotCapturableError",
+    "NotRestoredError",
     "PackError",
     "PackedDelta",
     "Piece",
@@ -58,6 +62,7 @@ __all__ = [
     "ProgramPool",
     "Saved",
     "ShapeError",
+    "Target",
     "Terms",
     "WorkPlan",
     "add_dense",
@@ -79,6 +84,7 @@ __all__ = [
     "restore",
     "rms_norm",
     "rotate_and_write",
+    "rounding",
     "sides_of",
     "silu_and_mul",
     "to_dense",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ TABLE_WORDS = 5
 
 #: How values are stored: "float32" exactly; the others where a device trades digits for bytes.
 Coding = Literal["float32", "bfloat16", "float16", "int8"]
+
+#: The coding that a step of a dtype reads exactly as it was packed.
+EXACT_CODINGS: Final[Mapping[torch.dtype, Coding]] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,7 +97,8 @@ class BoundDeltas:
 
     Attributes:
         shape: (out_features, in_features) of the patched weight.
-        deltas: by slot; None where a resident does not touch this weight. Holds them in memory.
+        deltas: by slot; None where a resident does not touch this weight, or a slot is free. Holds
+            them in memory.
         table: int64, what the kernels read. On the CPU [5 + slots]: out_features, in_features, rows
             of a row block, row blocks, entries over all slots; then the address of each packed
             buffer, 0 for None. "triton": on the device [slots, words], a record by slot
@@ -100,18 +108,16 @@ class BoundDeltas:
         backend: whose table it is.
         coding: of all deltas.
         sides: sides of the tiles that there are, from small to large; "triton" only.
-        find: the delta of a slot.
     """
 
     shape: tuple[int, int]
-    deltas: tuple[PackedDelta | None, ...]
+    deltas: Sequence[PackedDelta | None]
     table: Tensor
     nnz: int
     projections: int
     backend: Backend = "cpu"
     coding: Coding = "float32"
     sides: tuple[int, ...] = ()
-    find: Callable[[int], PackedDelta | None] = lambda _slot: None
 
     @property
     def is_empty(self) -> bool:
@@ -121,12 +127,7 @@ class BoundDeltas:
     @property
     def slots(self) -> int:
         """How many slots there are."""
-        return len(self.table) if self.backend == "triton" else len(self.deltas)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the table is."""
-        return self.table.device
+        return len(self.deltas)
 
     @classmethod
     def room(cls, shape: tuple[int, int], projections: int, slots: int) -> BoundDeltas:
@@ -140,7 +141,7 @@ class BoundDeltas:
         shape: tuple[int, int],
         projections: int,
         coding: Coding,
-        find: Callable[[int], PackedDelta | None],
+        deltas: Sequence[PackedDelta | None],
     ) -> BoundDeltas:
         """A table that somebody else fills, with `records` of what he keeps in memory: "triton".
 
@@ -148,9 +149,9 @@ class BoundDeltas:
             table: int64 [slots, words], rows contiguous.
             shape, projections: of the patched weight.
             coding: of everything that will be bound.
-            find: what a slot holds on this weight.
+            deltas: by slot, what it holds on this weight by then.
         """
-        return cls(shape, (), table, sys.maxsize, projections, "triton", coding, (), find)
+        return cls(shape, deltas, table, sys.maxsize, projections, "triton", coding)
 
     def with_sides(self, sides: tuple[int, ...]) -> BoundDeltas:
         """The same, tiles of these sides included."""
@@ -267,7 +268,6 @@ def bind(
         backend=backend,
         coding=present[0].coding if present else "float32",
         sides=sides,
-        find=tuple(deltas).__getitem__,
     )
 
 

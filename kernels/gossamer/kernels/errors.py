@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gossamer.kernels.scatter import Saved
+
 
 class KernelError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -79,3 +84,15 @@ class BackendUnavailableError(KernelError, RuntimeError):
         super().__init__(f"kernel backend {backend!r} is not available: {reason}")
         self.backend = backend
         self.reason = reason
+
+
+class NotRestoredError(KernelError):
+    """Fusing failed, and so did undoing it: some weights hold a part of the mix.
+
+    Attributes:
+        saved: of which `restore` may be tried again.
+    """
+
+    def __init__(self, saved: Saved) -> None:
+        super().__init__("weights are partly fused, and could not be restored")
+        self.saved = saved

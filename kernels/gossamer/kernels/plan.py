@@ -17,7 +17,6 @@ CHUNK_ROWS = 16
 #: Words of a plan's tensor in front of the chunks.
 HEADER_WORDS = 4
 
-
 #: Rows of one member set from which on a device may multiply with a dense Δ (see `gpu.dense`).
 LARGE_ROWS = 65
 

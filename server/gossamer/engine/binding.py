@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -94,22 +93,22 @@ class DeviceBinding:
     ) -> None:  # fmt: skip
         words = records([None]).shape[1]
         self._table = torch.zeros(slots, len(weights), words, dtype=torch.int64, device=device)
+        # By weight, what its slots hold.
+        self._held: dict[str, list[PackedDelta | None]] = {name: [None] * slots for name in weights}
         self._deltas = {
             name: BoundDeltas.of_table(
-                self._table[:, i], w.shape, len(w.rows), coding, partial(self._find, name)
+                self._table[:, i], w.shape, len(w.rows), coding, self._held[name]
             )
             for i, (name, w) in enumerate(weights.items())
         }
-        self._residents: Mapping[str, Resident] = {}
         self._slots: dict[str, int] = {}
         self._written: dict[int, int] = {}  # slot → address of the table it was written from
         self._free = list(range(slots - 1, -1, -1))
 
     def bind(self, keys: Sequence[str], residents: Mapping[str, Resident]) -> Bound:
         """See `Binding`."""
-        self._residents = residents
         for key in self._slots.keys() - set(keys):
-            self._free.append(self._slots.pop(key))
+            self._release(key)
         sides: set[int] = set()
         for key in keys:
             table = residents[key].table
@@ -121,19 +120,24 @@ class DeviceBinding:
                 self._slots[key] = slot
                 self._table[slot].copy_(table, non_blocking=True)
                 self._written[slot] = table.data_ptr()
+                self._hold(slot, residents[key].deltas)
             sides.update(residents[key].sides)
         found = tuple(sorted(sides))
         return Bound(self._slots, self._with(found), sides=found)
 
     def forget(self) -> None:
         """See `Binding`."""
-        self._free += self._slots.values()
-        self._slots.clear()
-        self._residents = {}
+        for key in list(self._slots):
+            self._release(key)
 
-    def _find(self, name: str, slot: int) -> PackedDelta | None:
-        key = next(key for key, taken in self._slots.items() if taken == slot)
-        return self._residents[key].deltas.get(name)
+    def _release(self, key: str) -> None:
+        slot = self._slots.pop(key)
+        self._hold(slot, {})
+        self._free.append(slot)
+
+    def _hold(self, slot: int, deltas: Mapping[str, PackedDelta]) -> None:
+        for name, held in self._held.items():
+            held[slot] = deltas.get(name)
 
     def _with(self, sides: tuple[int, ...]) -> dict[str, BoundDeltas]:
         if not sides:

@@ -249,7 +249,7 @@ class Residency:
             known = key in self._loads or self._memory.get(key) is not None
             if not known and len(self._loads) < _IN_FLIGHT:
                 self._loads[key] = load = _Load()
-                self._executor.submit(self._load, key, mix, load)
+                self._executor.submit(self._attempt, key, load, lambda: self._brought(key, mix))
 
     def _take_in(self, key: str, resident: Resident, keep: Collection[str]) -> bool:
         nbytes = resident.nbytes
@@ -272,24 +272,15 @@ class Residency:
         entry = self._memory.get(key)
         if entry is None or entry.run is None:
             return True  # nothing to be copied
+        run = entry.run
+
+        def place() -> Resident:
+            return Resident.of(placement.place(key, resident, run), resident.applied)
+
         self._memory.pin(key)
         self._arriving[key] = load = _Load()
-        self._executor.submit(self._place, placement, key, resident, entry.run, load)
+        self._executor.submit(self._attempt, key, load, place)
         return False
-
-    def _place(
-        self, placement: Placement, key: str, resident: Resident, run: Run, load: _Load
-    ) -> None:
-        """In a loader thread."""
-        result: Resident | EngineError
-        try:
-            result = Resident.of(placement.place(key, resident, run), resident.applied)
-        except DeviceFull as full:
-            result = full
-        except BaseException as cause:  # noqa: BLE001 - as in `_load`
-            result = AdapterUnavailable(key, cause)
-        load.result = result
-        self._wake()
 
     def _receive(self) -> None:
         """Take note of what has arrived in its frames."""
@@ -301,7 +292,6 @@ class Residency:
             entry = self._memory.get(key)
             if isinstance(load.result, EngineError):
                 self._memory.remove(key)
-                self._memory.counts.load_failures += 1
                 with self._lock:  # whoever waits for it is told
                     self._loads[key] = load
             elif entry is not None:
@@ -314,21 +304,17 @@ class Residency:
             if total > self._memory.total_bytes:
                 raise AdapterTooLarge(f"mix {mix.digest}", total, self._memory.total_bytes)
 
-    def _load(self, key: str, mix: Mix | None, load: _Load) -> None:
-        """In a loader thread: read and pack one adapter, or compile a mix from its members."""
-        result: Resident | EngineError
+    def _attempt(self, key: str, load: _Load, make: Callable[[], Resident]) -> None:
+        """In a loader thread: what a request waits for, or why it is not to be had."""
         try:
-            result = self._brought(key, mix)
-        except DeviceFull as full:
-            result = full
-            self._memory.counts.load_failures += 1
+            load.result = make()
         except BaseException as cause:  # noqa: BLE001 - a panic in a native library is its own too
-            result = AdapterUnavailable(key, cause)
             self._memory.counts.load_failures += 1
-        load.result = result
+            load.result = cause if isinstance(cause, DeviceFull) else AdapterUnavailable(key, cause)
         self._wake()
 
     def _brought(self, key: str, mix: Mix | None) -> Resident:
+        """In a loader thread: one adapter read and packed, or a mix compiled from its members."""
         if mix is None:
             return Resident.of(self._pack(key, lambda: self._source(key)))
         compiled = compile_mix(mix, {m.digest: self._source(m.digest) for m in mix.members})

@@ -19,14 +19,24 @@ from gossamer.engine.attention import NAME, AttentionStep
 from gossamer.engine.batch import Batch
 from gossamer.engine.binding import Binding, DeviceBinding, HostBinding
 from gossamer.engine.graphs import DecodeGraphs
-from gossamer.engine.patched import PatchedLinear, StepDeltas, patch
+from gossamer.engine.patched import StepDeltas, patch
 from gossamer.engine.replays import StackReplays
 from gossamer.engine.residency import Applied, Resident
 from gossamer.engine.short_modules import LayerStack
 from gossamer.engine.shortcuts import shorten
-from gossamer.kernels import Backend, Coding, PackedDelta, Saved, WorkPlan, fuse_into, restore
+from gossamer.kernels import (
+    EXACT_CODINGS,
+    Backend,
+    Coding,
+    NotRestoredError,
+    Saved,
+    Target,
+    WorkPlan,
+    fuse_into,
+    restore,
+    rounding,
+)
 from gossamer.kernels.attention import framed_kv_pages, kv_page_bytes, new_kv_pages
-from gossamer.kernels.scatter import rounding
 
 if TYPE_CHECKING:
     from gossamer.engine.config import EngineConfig
@@ -102,7 +112,7 @@ class Runner:
             self._graphs = DecodeGraphs(
                 self._forward, self._deltas, config.max_members + 1, config.kernels, self._device
             )
-        self._saved: list[tuple[Tensor, Saved]] = []
+        self._saved: Saved | None = None
 
     def _new_pages(self, g: Geometry, num_pages: int) -> list[tuple[Tensor, Tensor]]:
         """KV pages of all layers. Not zeroed: on a CPU, what was never used takes no memory."""
@@ -127,12 +137,7 @@ class Runner:
         """How adapters' values are stored."""
         if self._config.kernels != "triton":
             return "float32"
-        exact: dict[torch.dtype, Coding] = {
-            torch.float32: "float32",
-            torch.bfloat16: "bfloat16",
-            torch.float16: "float16",
-        }
-        return "int8" if self._config.int8_adapters else exact[self._model.dtype]
+        return "int8" if self._config.int8_adapters else EXACT_CODINGS[self._model.dtype]
 
     def _new_binding(self) -> Binding:
         weights, config = self.patch_map.weights, self._config
@@ -148,23 +153,20 @@ class Runner:
 
         An exception leaves the base as it was, or, if that failed as well, for `unfuse` to restore.
         """
-        if self._saved:
+        if self._saved is not None:
             raise RuntimeError("a mix is fused already")
         try:
-            for linear, deltas, weights in self._written(applied, residents):
-                weight, transposed = linear.weight.data, linear.transposed
-                saved = fuse_into(weight, deltas, weights, transposed, self._config.kernels)
-                self._saved.append((weight, saved))
-        except BaseException:
-            self.unfuse()
+            targets = list(self._targets(applied, residents))
+            self._saved = fuse_into(targets, self._config.kernels)
+        except NotRestoredError as error:
+            self._saved = error.saved
             raise
 
     def unfuse(self) -> None:
         """Put the base's weights back, bit for bit. After an exception it can be called again."""
-        while self._saved:
-            weight, saved = self._saved[-1]
-            restore(weight, saved)
-            self._saved.pop()
+        if self._saved is not None:
+            restore(self._saved)
+            self._saved = None
 
     def deviation(self, applied: Applied, residents: Sequence[Resident]) -> float:
         """‖fl(W + Δ) - (W + Δ)‖ / ‖Δ‖ over all that fusing a mix would write, fl the base's dtype.
@@ -173,15 +175,13 @@ class Runner:
         steps (see `rounding`); the base must not be fused.
         """
         error = norm = 0.0
-        for linear, deltas, weights in self._written(applied, residents):
-            lost, size = rounding(linear.weight.data, deltas, weights, linear.transposed)
+        for target in self._targets(applied, residents):
+            lost, size = rounding(target, self._config.kernels)
             error, norm = error + lost, norm + size
         return math.sqrt(error / norm) if norm else 0.0
 
-    def _written(
-        self, applied: Applied, residents: Sequence[Resident]
-    ) -> Iterator[tuple[PatchedLinear, list[PackedDelta], Tensor]]:
-        """Per patched weight that a mix touches: its members' deltas and their weights [M, 1]."""
+    def _targets(self, applied: Applied, residents: Sequence[Resident]) -> Iterator[Target]:
+        """The patched weights that a mix touches."""
         for name, linear in self._products.items():
             members = [
                 (r.deltas[name], weight)
@@ -190,7 +190,8 @@ class Runner:
             ]
             if members:
                 weights = torch.tensor([[weight] for _, weight in members])
-                yield linear, [delta for delta, _ in members], weights
+                deltas = [delta for delta, _ in members]
+                yield Target(linear.weight.data, deltas, weights, linear.transposed)
 
     # -- a step
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.apply import check, check_terms
-from gossamer.kernels.delta import BoundDeltas
+from gossamer.kernels.delta import EXACT_CODINGS, BoundDeltas
 from gossamer.kernels.errors import ShapeError
 from gossamer.kernels.gpu.block import block
 from gossamer.kernels.gpu.dense import multiply, pays
@@ -15,9 +15,6 @@ from gossamer.kernels.gpu.launch import require
 from gossamer.kernels.gpu.rows import add_terms, transposed
 from gossamer.kernels.plan import WorkPlan
 from gossamer.kernels.terms import Terms
-
-#: Codings that a step of this dtype reads exactly as they were packed.
-_EXACT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def apply(y: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
@@ -41,8 +38,9 @@ def terms(x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> Ten
     for name, tensor in (("bound", bound.table), ("plan", plan.data), ("weights", weights)):
         if tensor.device != x.device:
             raise ShapeError(name, f"on {x.device}", tensor.device)
-    if bound.coding not in (_EXACT[x.dtype], "int8"):
-        raise ShapeError("bound", f"of coding {_EXACT[x.dtype]} or int8", bound.coding)
+    exact = EXACT_CODINGS[x.dtype]
+    if bound.coding not in (exact, "int8"):
+        raise ShapeError("bound", f"of coding {exact} or int8", bound.coding)
     weights = weights.contiguous()
     found = x.new_empty(x.shape[0], bound.shape[0], dtype=torch.float32)
     if plan.rest is not None and pays(plan, bound):

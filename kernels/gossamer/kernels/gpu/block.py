@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gossamer.kernels.delta import BoundDeltas
 from gossamer.kernels.gpu import layout
-from gossamer.kernels.gpu.element import member_weights, part_of
 from gossamer.kernels.gpu.launch import TYPE_NAMES, launch, programs
+from gossamer.kernels.gpu.reading import BOUNDARIES, member_weights, part_of
 from gossamer.kernels.gpu.rows import find_chunk, next_power_of_2
 from gossamer.kernels.gpu.variant import Variant
 from gossamer.kernels.plan import CHUNK_ROWS, WorkPlan
@@ -24,8 +24,6 @@ from gossamer.kernels.plan import CHUNK_ROWS, WorkPlan
 STEP_COLUMNS = 64
 #: Of a thread, by the width of a value. Left to itself, ptxas spills a few bytes on sm_80.
 MAX_REGISTERS = {2: 96, 4: 168}
-
-BOUNDARIES = tl.constexpr(layout.BOUNDARIES)
 
 
 @triton.jit

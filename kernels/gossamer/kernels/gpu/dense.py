@@ -34,7 +34,7 @@ def _pays(found: LargeSet, bound: BoundDeltas) -> bool:
 
 
 def _members(found: LargeSet, bound: BoundDeltas) -> list[PackedDelta]:
-    return [delta for slot in found.slots if (delta := bound.find(slot)) is not None]
+    return [delta for slot in found.slots if (delta := bound.deltas[slot]) is not None]
 
 
 def multiply(terms: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weights: Tensor) -> None:
@@ -48,13 +48,15 @@ def multiply(terms: Tensor, x: Tensor, bound: BoundDeltas, plan: WorkPlan, weigh
         inputs = x[rows]
         total = terms.new_zeros(found.count, bound.shape[0])
         for j, slot in enumerate(found.slots):
-            delta = bound.find(slot)
+            delta = bound.deltas[slot]
             if delta is None:
                 continue
             product = _product(inputs, dense(delta, x.dtype))
             weight = weights[rows, j]
             if weights.shape[2] > 1:
-                weight = weight[:, _projections(delta, x.device)]
+                outputs = torch.arange(bound.shape[0], device=x.device)
+                boundaries = delta.record[layout.BOUNDARIES]
+                weight = weight[:, layout.projection_of(boundaries, outputs)]
             total += torch.where(weight != 0, weight * product, 0)
         terms[rows] = total
 
@@ -64,13 +66,3 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
     if x.device.type == "cuda" and x.dtype is not torch.float32:
         return torch.mm(x, matrix.t(), out_dtype=torch.float32)
     return x.float() @ matrix.float().t()
-
-
-def _projections(delta: PackedDelta, device: torch.device) -> Tensor:
-    """The projection of each output row, int64 [out]."""
-    rows = torch.arange(delta.shape[0], device=device)
-    boundaries = delta.record[layout.BOUNDARIES]
-    projection = torch.zeros_like(rows)
-    for i in range(delta.projections - 1):
-        projection += rows >= (boundaries >> (21 * i) & (layout.MAX_ROWS - 1))
-    return projection

@@ -12,8 +12,25 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer.kernels.delta import BoundDeltas
-from gossamer.kernels.gpu import layout
 from gossamer.kernels.gpu.launch import TYPE_NAMES, launch, programs
+from gossamer.kernels.gpu.reading import (
+    BOUNDARIES,
+    FORM,
+    GROUP,
+    LANES,
+    SCALES,
+    SPLIT8,
+    UNITS,
+    VALUES8,
+    group_gap,
+    group_value,
+    load_group,
+    member_weights,
+    part_of,
+    row_units,
+    spread,
+    value_of,
+)
 from gossamer.kernels.gpu.rows import find_chunk
 from gossamer.kernels.gpu.variant import Variant
 from gossamer.kernels.plan import WorkPlan
@@ -29,37 +46,6 @@ NUM_WARPS = 4
 #: Of a thread, by the width of a value. Left to itself, ptxas spills a few bytes in some variants.
 MAX_REGISTERS = {2: 96, 4: 168}
 
-LANES = tl.constexpr(layout.LANES)
-TILE_ROWS = tl.constexpr(layout.TILE_ROWS)
-FORM = tl.constexpr(layout.FORM)
-STARTS = tl.constexpr(layout.STARTS)
-LENGTHS = tl.constexpr(layout.LENGTHS)
-HIGH = tl.constexpr(layout.HIGH)
-UNITS = tl.constexpr(layout.UNITS)
-SCALES = tl.constexpr(layout.SCALES)
-VALUES8 = tl.constexpr(layout.VALUES8)
-BOUNDARIES = tl.constexpr(layout.BOUNDARIES)
-GROUP = tl.constexpr(layout.GROUP)
-SPLIT8 = tl.constexpr(layout.SPLIT8)
-GROUP8 = tl.constexpr(layout.GROUP8)
-
-
-@triton.jit
-def part_of(record, word: tl.constexpr, kind: tl.constexpr):
-    """A part of a packed delta, as a pointer."""
-    address = tl.load(record + word)
-    return tl.multiple_of(address.to(tl.pointer_type(kind)), 16)
-
-
-@triton.jit
-def value_of(bits, HALF: tl.constexpr):
-    """The low 16 bits of each integer, a float16 or a bfloat16, as float32."""
-    if HALF:
-        value = (bits & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        value = ((bits & 0xFFFF).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return value
-
 
 @triton.jit
 def _add(acc, copy, column, value, live, T: tl.constexpr):
@@ -68,25 +54,6 @@ def _add(acc, copy, column, value, live, T: tl.constexpr):
     x = tl.load(copy + column[:, None] * T + t[None, :], mask=live[:, None], other=0.0)
     wide = tl.broadcast_to(value[:, None], x.shape)
     return tl.fma(wide, x.to(tl.float32), acc)
-
-
-@triton.jit
-def row_units(record, rows, ROWS: tl.constexpr):
-    """First unit and number of units of each row."""
-    length = tl.load(part_of(record, LENGTHS, tl.uint8) + rows).to(tl.int32)
-    high = tl.load(record + HIGH)
-    if high != 0:
-        length += tl.load(high.to(tl.pointer_type(tl.uint8)) + rows).to(tl.int32) << 8
-    in_tile = tl.reshape(length, [ROWS // TILE_ROWS, TILE_ROWS])
-    before = tl.reshape(tl.cumsum(in_tile, axis=1) - in_tile, [ROWS])
-    return tl.load(part_of(record, STARTS, tl.int32) + rows // TILE_ROWS) + before, length
-
-
-@triton.jit
-def spread(rows_values, ROWS: tl.constexpr):
-    """[ROWS] → [ROWS * LANES], each value for all lanes of its row."""
-    wide = tl.broadcast_to(rows_values[:, None], [ROWS, LANES])
-    return tl.reshape(wide, [ROWS * LANES])
 
 
 @triton.jit
@@ -118,31 +85,6 @@ def _splits(acc, record, copy, at, end, steps, T: tl.constexpr):
         value = tl.load(values + here, mask=here < end, other=0).to(tl.float32)
         acc = _add(acc, copy, column, value, here < end, T)
     return acc
-
-
-@triton.jit
-def load_group(units, here, live):
-    """The two halves of each 128-bit unit."""
-    halves = units + 2 * here[:, None] + tl.arange(0, 2)[None, :]
-    return tl.split(tl.load(halves, mask=live[:, None], other=0))
-
-
-@triton.jit
-def group_gap(low, SLOT: tl.constexpr):
-    """How far the entry of a slot lies behind the one before it; 0: the slot is empty."""
-    return ((low >> (8 + 8 * SLOT)) & 0xFF).to(tl.int32)
-
-
-@triton.jit
-def group_value(low, high, SLOT: tl.constexpr, EIGHT: tl.constexpr, HALF: tl.constexpr):
-    """The value of a slot of GROUP8 (before its scale) or GROUP."""
-    if EIGHT:
-        value = ((high >> (8 * SLOT)) & 0xFF).to(tl.int8, bitcast=False).to(tl.float32)
-    elif SLOT == 0:
-        value = value_of(low >> 48, HALF)
-    else:
-        value = value_of(high >> (16 * (SLOT - 1)), HALF)
-    return value
 
 
 @triton.jit
@@ -195,21 +137,6 @@ def _product(
         scale = tl.load(part_of(record, SCALES, tl.bfloat16) + rows).to(tl.float32)
         product = product * scale[:, None]
     return product
-
-
-@triton.jit
-def member_weights(weights, weight_row, row, live, boundaries, rows, PROJECTIONS: tl.constexpr):
-    """The weights of one member, [1 or output rows, T]; 0, which masks, where no row is."""
-    if PROJECTIONS == 1:
-        found = tl.load(weights + row * weight_row, mask=live, other=0.0)[None, :]
-    else:
-        projection = tl.zeros_like(rows)
-        for p in tl.static_range(PROJECTIONS - 1):
-            begin = (boundaries >> (21 * p)) & 0x1FFFFF
-            projection += (rows >= begin).to(tl.int32)
-        at = weights + row[None, :] * weight_row + projection[:, None]
-        found = tl.load(at, mask=live[None, :], other=0.0)
-    return found
 
 
 @triton.jit

@@ -31,7 +31,11 @@ All offsets are in bytes from the start of the buffer, multiples of `ALIGN`; 0 i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+import torch
+from torch import Tensor
 
 #: Rows that share one start: 0.125 bytes a row.
 TILE_ROWS: Final = 32
@@ -41,7 +45,9 @@ PADDED_ROWS: Final = 128
 LANES: Final = 4
 ALIGN: Final = 128
 MAX_COLUMNS: Final = 1 << 16
-MAX_ROWS: Final = 1 << 21
+#: Bits of a row's number where several share a word.
+ROW_BITS: Final = 21
+MAX_ROWS: Final = 1 << ROW_BITS
 MAX_PROJECTIONS: Final = 4
 #: Tile sides that have a kernel; `pack` turns other tiles into entries, and tiles of a piece that
 #: does not begin at a multiple of their side.
@@ -66,8 +72,11 @@ MAX_GAP: Final = 255
     BLOCKS,  # then for each side: values, pointers, columns
 ) = range(8)
 RECORD_WORDS: Final = 17
-#: First output rows of the projections 1, 2 and 3, 21 bits each.
+#: First output rows of the projections 1, 2 and 3, `ROW_BITS` each.
 BOUNDARIES: Final = RECORD_WORDS - 1
+#: Behind what a table holds, for the host: the number of units, then of tiles by side.
+COUNTS: Final = RECORD_WORDS
+HOST_WORDS: Final = COUNTS + 1 + len(TILE_SIDES)
 #: Words that are offsets in a record and addresses in a table.
 OFFSETS: Final = range(STARTS, BOUNDARIES)
 
@@ -75,6 +84,19 @@ OFFSETS: Final = range(STARTS, BOUNDARIES)
 def align(offset: int) -> int:
     """The next multiple of `ALIGN`."""
     return -(-offset // ALIGN) * ALIGN
+
+
+def boundaries(first_rows: Sequence[int]) -> int:
+    """The word `BOUNDARIES`, from where the projections 1, 2 and 3 begin."""
+    return sum(row << (ROW_BITS * i) for i, row in enumerate(first_rows))
+
+
+def projection_of(word: int, rows: Tensor) -> Tensor:
+    """The projection that each output row belongs to, int64; `word`: `BOUNDARIES`."""
+    projection = torch.zeros_like(rows)
+    for i in range(MAX_PROJECTIONS - 1):
+        projection += rows >= (word >> (ROW_BITS * i) & (MAX_ROWS - 1))
+    return projection
 
 
 def padded(rows: int) -> int:

@@ -110,20 +110,22 @@ def pack(
             check_positions(index, piece, columns)  # finds the position again, and says why
     count = sum(count_entries(piece, columns) for piece in pieces)
     writer = _Writer()
-    record = [0] * layout.RECORD_WORDS
+    record = [0] * layout.HOST_WORDS
     record[layout.BOUNDARIES] = _boundaries(pieces, rows)
     for i, side in enumerate(layout.TILE_SIDES):
         chosen = [p for p in pieces if _is_tiled(p) and p.block_size == side and len(p.positions)]
         if chosen:
-            parts = _tiles(writer, chosen, side, shape, coding)
+            record[layout.COUNTS + 1 + i], *parts = _tiles(writer, chosen, side, shape, coding)
             record[layout.BLOCKS + 3 * i : layout.BLOCKS + 3 * i + 3] = parts
     if counted is not None:
         if counted.pieces:
-            record[: layout.BLOCKS] = _counted_element(writer, counted, coding)
+            words, units = _counted_element(writer, counted, coding)
+            record[: layout.BLOCKS], record[layout.COUNTS] = words, units
     else:
         entries = _by_row([as_elements(p, columns, sides=()) for p in others], shape)
         if len(entries.columns):
-            record[: layout.BLOCKS] = _element(writer, entries, rows, coding)
+            words, units = _element(writer, entries, rows, coding)
+            record[: layout.BLOCKS], record[layout.COUNTS] = words, units
     return count, writer.finish(), tuple(record)
 
 
@@ -171,7 +173,7 @@ def _boundaries(pieces: Sequence[Piece], rows: int) -> int:
         for p in range(last, piece.projection):
             found[p] = piece.row_offset
         last, end = piece.projection, max(end, piece.row_offset + piece.rows)
-    return sum(row << (21 * i) for i, row in enumerate(found))
+    return layout.boundaries(found)
 
 
 def _by_row(pieces: Sequence[Piece], shape: tuple[int, int]) -> _Rows:
@@ -201,7 +203,7 @@ def _form(coding: Coding, entries: int, groups: int) -> int:
     return grouped if groups * layout.UNIT_BYTES[grouped] < single_bytes * entries else single
 
 
-def _counted_element(writer: _Writer, counted: Counted, coding: Coding) -> list[int]:
+def _counted_element(writer: _Writer, counted: Counted, coding: Coding) -> tuple[list[int], int]:
     """`_element`, by the compiled loops."""
     words = [0] * layout.BLOCKS
     entries, groups = int(counted.lengths.sum()), int(counted.groups.sum())
@@ -220,8 +222,8 @@ def _counted_element(writer: _Writer, counted: Counted, coding: Coding) -> list[
     return _write_rows(writer, words, lengths, scales, len(lengths))
 
 
-def _element(writer: _Writer, entries: _Rows, rows: int, coding: Coding) -> list[int]:
-    """Write the element part; returns its words of the record."""
+def _element(writer: _Writer, entries: _Rows, rows: int, coding: Coding) -> tuple[list[int], int]:
+    """Write the element part; returns its words of the record, and its units."""
     words = [0] * layout.BLOCKS
     scales: NDArray[np.uint16] | None = None
     lengths = entries.lengths
@@ -257,8 +259,8 @@ def _write_rows(
     lengths: NDArray[np.int64],
     scales: NDArray[np.uint16] | None,
     rows: int,
-) -> list[int]:
-    """The per-row arrays."""
+) -> tuple[list[int], int]:
+    """The per-row arrays; returns all words, and the units."""
     per_row = np.zeros(layout.padded(rows), np.int64)
     per_row[:rows] = lengths
     starts = np.zeros(len(per_row) // layout.TILE_ROWS, np.int64)
@@ -271,7 +273,7 @@ def _write_rows(
         wide = np.zeros(len(per_row), np.uint16)
         wide[:rows] = scales
         words[layout.SCALES] = writer.put(wide)
-    return words
+    return words, int(per_row.sum())
 
 
 def _groups(
@@ -338,7 +340,8 @@ def _scales(largest: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[n
 def _tiles(
     writer: _Writer, pieces: Sequence[Piece], side: int, shape: tuple[int, int], coding: Coding
 ) -> list[int]:
-    """Write the tiles of one side; returns the offsets of values, pointers and columns."""
+    """Write the tiles of one side; returns their number, and the offsets of values, pointers and
+    columns."""
     across, down = -(-shape[1] // side), -(-shape[0] // side)
     positions = np.concatenate(
         [p.positions.numpy() + p.row_offset // side * across for p in pieces]
@@ -351,6 +354,7 @@ def _tiles(
     stored = values.to(_STORED[coding]).contiguous()
     pointers = np.searchsorted(positions, np.arange(down + 1) * across).astype(np.int32)
     return [
+        len(positions),
         writer.put(stored.view(torch.uint8).numpy()),
         writer.put(pointers),
         writer.put((positions % across).astype(np.uint16)),
@@ -360,13 +364,13 @@ def _tiles(
 def table(records: Sequence[tuple[tuple[int, ...], int] | None]) -> Tensor:
     """int64 [slots, RECORD_WORDS]: by slot a record with addresses, given record and address of
     the buffer; zeros for None."""
-    words = np.zeros((len(records), layout.RECORD_WORDS), np.int64)
-    for slot, found in enumerate(records):
-        if found is not None:
-            record, address = found
-            words[slot] = record
-            offsets = words[slot, layout.OFFSETS]
-            words[slot, layout.OFFSETS] = np.where(offsets > 0, offsets + address, 0)
+    nothing = (0,) * layout.RECORD_WORDS, 0
+    found = [known or nothing for known in records]
+    rows = [record[: layout.RECORD_WORDS] for record, _ in found]
+    words = np.array(rows, np.int64).reshape(-1, layout.RECORD_WORDS)
+    addresses = np.array([address for _, address in found], np.int64)
+    offsets = words[:, layout.OFFSETS.start : layout.OFFSETS.stop]
+    offsets += np.where(offsets > 0, addresses[:, None], 0)
     return torch.from_numpy(words)
 
 

@@ -11,25 +11,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gossamer.kernels.delta import PackedDelta
-from gossamer.kernels.errors import ShapeError
 from gossamer.kernels.gpu import layout
-from gossamer.kernels.gpu.element import (
+from gossamer.kernels.gpu.launch import require
+from gossamer.kernels.gpu.packing import table
+from gossamer.kernels.gpu.reading import (
+    BLOCKS,
+    BOUNDARIES,
+    FORM,
+    GROUP,
+    LANES,
+    PAIR,
+    SCALES,
+    SPLIT8,
+    UNITS,
+    VALUES8,
+    WORD,
     group_gap,
     group_value,
     load_group,
     part_of,
+    projection_of,
     row_units,
     spread,
     value_of,
 )
-from gossamer.kernels.gpu.launch import require
-from gossamer.kernels.gpu.packing import table
 from gossamer.kernels.gpu.variant import Variant, options
 
 #: What happens at each position: the old entry is saved, the delta is added, the old entry comes
@@ -43,19 +55,8 @@ ROWS = 128
 JOB_WORDS = 8
 #: Saved entries for each 128-bit unit.
 SLOTS = tl.constexpr(7)
-
-LANES = tl.constexpr(layout.LANES)
-FORM = tl.constexpr(layout.FORM)
-UNITS = tl.constexpr(layout.UNITS)
-SCALES = tl.constexpr(layout.SCALES)
-VALUES8 = tl.constexpr(layout.VALUES8)
-BLOCKS = tl.constexpr(layout.BLOCKS)
-BOUNDARIES = tl.constexpr(layout.BOUNDARIES)
+MAX_PROJECTIONS = tl.constexpr(layout.MAX_PROJECTIONS)
 RECORD_WORDS = tl.constexpr(layout.RECORD_WORDS)
-PAIR = tl.constexpr(layout.PAIR)
-WORD = tl.constexpr(layout.WORD)
-GROUP = tl.constexpr(layout.GROUP)
-SPLIT8 = tl.constexpr(layout.SPLIT8)
 
 
 @triton.jit
@@ -79,9 +80,7 @@ def _exchange(matrix, at, kept, index, value, live, ACTION: tl.constexpr):
 @triton.jit
 def _factor(factors, projection_stride, boundaries, rows):
     """The member's weight for each row."""
-    projection = tl.zeros_like(rows)
-    for p in tl.static_range(3):
-        projection += (rows >= ((boundaries >> (21 * p)) & 0x1FFFFF)).to(tl.int32)
+    projection = projection_of(boundaries, rows, MAX_PROJECTIONS)
     return tl.load(factors + projection * projection_stride)
 
 
@@ -238,100 +237,77 @@ class Job:
         matrix: (out, in), any strides.
         delta: packed for its shape, on its device.
         factors: float32 [projections or 1], contiguous, on its device.
-        kept: its old entries (`new_kept`), or for "round" the float32 matrix, of equal strides.
+        kept: room for its old entries, `room_for` many of the matrix's dtype.
+        total: for "round", the float32 matrix, of the strides of `matrix`.
     """
 
     matrix: Tensor
     delta: PackedDelta
     factors: Tensor
     kept: Tensor | None = None
+    total: Tensor | None = None
 
 
-def scatter(jobs: Sequence[Job], action: Action) -> None:
-    """One launch for the entries of all jobs, and one for each side of tiles that there is.
+class Jobs:
+    """Many deltas on many matrices, listed once on their device and run again and again.
 
     The matrices have one dtype, and so have the deltas' codings.
     """
-    if not jobs:
-        return
-    matrix, coding = jobs[0].matrix, jobs[0].delta.coding
-    found = [(job.delta.record, job.delta.data.data_ptr()) for job in jobs]
-    records = table(found).to(matrix.device, non_blocking=True)
-    blocks = -(-max(job.matrix.shape[0] for job in jobs) // ROWS)
-    for part, side in enumerate((0, *layout.TILE_SIDES)):
-        word = layout.UNITS if side == 0 else layout.BLOCKS + 3 * (part - 1)
-        if not any(job.delta.record[word] for job in jobs):
-            continue
-        words = torch.tensor([_words(job, part, action) for job in jobs], dtype=torch.int64)
-        _scatter[(blocks, len(jobs))](
-            words.to(matrix.device, non_blocking=True), records, ROWS=ROWS, JOB_WORDS=JOB_WORDS,
-            TYPE=_TYPES[matrix.dtype], VALUE=_VALUES[coding], ACTION=action, SIDES=side,
-            **options(),
-        )  # fmt: skip
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._held = tuple(jobs)  # by address alone they would not be
+        matrix, coding = jobs[0].matrix, jobs[0].delta.coding
+        self._constants = {"TYPE": _TYPES[matrix.dtype], "VALUE": _VALUES[coding], **options()}
+        self._blocks = -(-max(job.matrix.shape[0] for job in jobs) // ROWS)
+        found = [(job.delta.record, job.delta.data.data_ptr()) for job in jobs]
+        self._records = table(found).to(matrix.device, non_blocking=True)
+        words = np.array([_words(job) for job in jobs], np.int64)
+        # Of the old entries those of the entries lie in front, then those of the tiles by side.
+        skipped = np.cumsum([[0, *_room(job.delta)[:-1]] for job in jobs], axis=1)
+        skipped *= np.array([[0 if job.kept is None else job.kept.itemsize] for job in jobs])
+        self._saved: set[int] = set()
+        self._words: dict[int, Tensor] = {}
+        for part, side in enumerate((0, *layout.TILE_SIDES)):
+            if any(job.delta.record[layout.COUNTS + part] for job in jobs):
+                mine = words.copy()
+                mine[:, 1] += skipped[:, part]
+                self._words[side] = torch.from_numpy(mine).to(matrix.device, non_blocking=True)
+
+    def run(self, action: Action) -> None:
+        """One launch for the entries of all jobs, and one for each side of tiles that there is.
+
+        "restore" leaves out what was never saved.
+        """
+        for side, words in self._words.items():
+            if action == "restore" and side not in self._saved:
+                continue
+            _scatter[(self._blocks, len(words))](
+                words, self._records, ROWS=ROWS, JOB_WORDS=JOB_WORDS, ACTION=action, SIDES=side,
+                **self._constants,
+            )  # fmt: skip
+            if action in ("fuse", "save"):
+                self._saved.add(side)
 
 
-def _words(job: Job, part: int, action: Action) -> list[int]:
-    kept = 0
-    if job.kept is not None:
-        skipped = 0 if action == "round" else sum(_kept_entries(job.delta)[:part])
-        kept = job.kept.data_ptr() + skipped * job.kept.itemsize
-    factor_stride = 1 if len(job.factors) > 1 else 0
+def _words(job: Job) -> list[int]:
+    beside = job.kept if job.total is None else job.total
     return [
-        job.matrix.data_ptr(), kept, job.factors.data_ptr(), *job.matrix.stride(),
-        *job.matrix.shape, factor_stride,
+        job.matrix.data_ptr(), 0 if beside is None else beside.data_ptr(), job.factors.data_ptr(),
+        *job.matrix.stride(), *job.matrix.shape, 1 if len(job.factors) > 1 else 0,
     ]  # fmt: skip
 
 
-def _kept_entries(delta: PackedDelta) -> list[int]:
-    """Room for the old entries of the entries, and of the tiles by side: what `pack` has written
-    before the next part begins, so a little more than there is."""
-    record, counts = delta.record, [0] * (1 + len(layout.TILE_SIDES))
-    if record[layout.UNITS]:
-        unit = layout.UNIT_BYTES[record[layout.FORM]]
-        units = (record[layout.STARTS] - record[layout.UNITS]) // unit
-        counts[0] = units * (SLOTS.value if unit == 16 else 1)
-    for i in range(len(layout.TILE_SIDES)):
-        values, pointers = record[layout.BLOCKS + 3 * i : layout.BLOCKS + 3 * i + 2]
-        counts[1 + i] = (pointers - values) // (4 if delta.coding == "float32" else 2)
-    return counts
+def _room(delta: PackedDelta) -> list[int]:
+    """Places for the old entries of the entries, and of the tiles by side."""
+    units, *tiles = delta.record[layout.COUNTS :]
+    in_groups = layout.UNIT_BYTES[delta.record[layout.FORM]] == 16
+    sides = zip(tiles, layout.TILE_SIDES, strict=True)
+    return [units * (SLOTS.value if in_groups else 1), *(n * side * side for n, side in sides)]
 
 
-def _new_kept(matrix: Tensor, delta: PackedDelta) -> Tensor:
-    return matrix.new_empty(sum(_kept_entries(delta)))
-
-
-def fuse_into(weight: Tensor, deltas: Sequence[PackedDelta], weights: Tensor) -> tuple[Tensor, ...]:
-    """See `gossamer.kernels.scatter.fuse_into`; the weight comes as (out, in).
-
-    Returns:
-        The weights on the device, then the saved entries of each delta.
-    """
-    require("weight", weight)
-    codings = {delta.coding for delta in deltas}
-    if len(codings) > 1 or any(delta.data.device != weight.device for delta in deltas):
-        raise ShapeError("deltas", f"of one coding, on {weight.device}", sorted(codings))
-    factors = weights.to(weight.device).contiguous()
-    kept = tuple(_new_kept(weight, delta) for delta in deltas)
-    jobs = [Job(weight, delta, factors[i], kept[i]) for i, delta in enumerate(deltas)]
-    if len(jobs) == 1:
-        scatter(jobs, "fuse")
-    else:
-        scatter(jobs, "save")
-        # The deltas may overlap: one after the other, in float32, and rounded once.
-        total = torch.empty_strided(
-            weight.shape, weight.stride(), dtype=torch.float32, device=weight.device
-        ).copy_(weight)
-        for job in jobs:
-            scatter([Job(total, job.delta, job.factors)], "add")
-        scatter([Job(weight, job.delta, job.factors, total) for job in jobs], "round")
-    return factors, *kept
-
-
-def restore(weight: Tensor, deltas: Sequence[PackedDelta], originals: tuple[Tensor, ...]) -> None:
-    """See `gossamer.kernels.scatter.restore`. Every delta saved what was there before the first."""
-    factors, *kept = originals
-    jobs = [Job(weight, delta, factors[i], kept[i]) for i, delta in enumerate(deltas)]
-    scatter(jobs, "restore")
+def room_for(delta: PackedDelta) -> int:
+    """Places that its old entries take."""
+    return sum(_room(delta))
 
 
 def dense(delta: PackedDelta, dtype: torch.dtype) -> Tensor:
@@ -339,7 +315,7 @@ def dense(delta: PackedDelta, dtype: torch.dtype) -> Tensor:
     device = delta.data.device
     matrix = torch.zeros(delta.shape, dtype=dtype, device=device)
     require("delta", matrix)
-    scatter([Job(matrix, delta, torch.ones(1, device=device))], "add")
+    Jobs([Job(matrix, delta, torch.ones(1, device=device))]).run("add")
     return matrix
 
 

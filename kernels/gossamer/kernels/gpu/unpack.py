@@ -21,10 +21,8 @@ def entries(packed: PackedDelta) -> list[tuple[int, Tensor, Tensor, Tensor]]:
     """See `gossamer.kernels.delta.entries`; values as they were rounded when packed."""
     result = []
     for rows, columns, values in _parts(packed):
-        projection = np.zeros(len(rows), np.int64)
         boundaries = packed.record[layout.BOUNDARIES]
-        for i in range(layout.MAX_PROJECTIONS - 1):
-            projection += rows >= (boundaries >> (21 * i) & (layout.MAX_ROWS - 1))
+        projection = layout.projection_of(boundaries, torch.from_numpy(rows)).numpy()
         for p in np.unique(projection).tolist():
             mine = projection == p
             parts = (rows[mine], columns[mine], values[mine])
