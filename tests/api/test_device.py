@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from gossamer.api.device import (
     HOST_BYTES,
     Device,
     DeviceError,
+    check_attention,
     choose_device,
     memory_budget,
     share_of,
@@ -19,6 +22,8 @@ from gossamer.api.device import (
 from gossamer.api.services import engine_config
 from gossamer.api.settings import Settings
 from gossamer.base.load import BaseFiles
+from gossamer.engine.config import EngineConfig
+from tests.kernels.flashinfer_stand_in import install
 
 CPU = torch.device("cpu")
 
@@ -77,9 +82,34 @@ def test_the_budget_is_what_was_said_or_what_is_free(monkeypatch: pytest.MonkeyP
         share_of(1 << 30)
 
 
+def test_an_attention_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    wanted = Settings(attention="flashinfer")
+    host = Device(CPU, torch.float32, "cpu")
+    gpu = Device(torch.device("cuda", 0), torch.bfloat16, "triton")
+    check_attention(Settings(), host, 80)
+    check_attention(wanted, gpu)
+    check_attention(wanted, gpu, 128)
+    for chosen, head_dim, said in (
+        (host, None, "CPU"),
+        (replace(gpu, dtype=torch.float32), None, "float32"),
+        (gpu, 80, "80"),
+    ):
+        with pytest.raises(DeviceError, match=said) as caught:
+            check_attention(wanted, chosen, head_dim)
+        assert "--attention" in caught.value.remedy
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(DeviceError, match=r"pip install 'gossamer\[flashinfer\]'"):
+        check_attention(wanted, gpu)
+
+
 def test_a_device_reaches_the_engine() -> None:
     chosen = Device(torch.device("cuda", 0), torch.bfloat16, "triton")
-    settings = Settings(memory_bytes=1 << 20, int8_adapters=True, host_bytes=7)
+    assert engine_config(Settings(memory_bytes=1), chosen).attention == EngineConfig().attention
+    settings = Settings(
+        memory_bytes=1 << 20, int8_adapters=True, host_bytes=7, attention="flashinfer"
+    )
     config = engine_config(settings, chosen)
+    assert config.attention == "flashinfer"
     assert (config.kernels, config.int8_adapters, config.host_bytes) == ("triton", True, 7)
     assert config.memory_bytes == 1 << 20

@@ -71,6 +71,10 @@ def test_its_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         (1.0, True, None),
         (1.0, False, None),
     ]
+    assert [s.attention for s in asked] == ["triton"] * 3
+    assert run("up", "--attention", "flashinfer").exit_code == 0
+    assert asked[-1].attention == "flashinfer"
+    assert run("up", "--attention", "ours").exit_code == 2
     for wrong in ("0", "1.5", "nan"):
         assert run("up", "--fuse-share", wrong).exit_code == 2
 
@@ -100,6 +104,16 @@ def test_a_data_folder_that_another_server_has(live: Live, tiny_dir: Callable[..
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "The data folder is in use." in result.stderr
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_flashinfer_without_a_gpu(tiny_dir: Callable[..., Path], tmp_path: Path) -> None:
+    result = run(
+        *up(tiny_dir("llama"), tmp_path)[1:], "--attention", "flashinfer", "--device", "cpu"
+    )
+    assert result.exit_code == 1
+    assert "FlashInfer needs a GPU" in result.stderr
+    assert "--attention" in result.stderr
 
 
 @pytest.mark.usefixtures("logging_restored")

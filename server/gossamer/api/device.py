@@ -10,6 +10,7 @@ from gossamer.api.settings import Settings
 from gossamer.base.errors import ExplainedError
 from gossamer.base.load import BaseFiles, stored_dtype
 from gossamer.kernels import Backend
+from gossamer.kernels.gpu.flash import why_not
 
 #: What a CPU gives to KV pages and adapters when nobody says.
 HOST_BYTES = 4 << 30
@@ -66,6 +67,29 @@ def choose_device(settings: Settings, base: BaseFiles) -> Device:
         dtype = stored_dtype(base.path)
         dtype = torch.bfloat16 if dtype is torch.float32 else dtype
     return Device(torch.device("cuda", torch.cuda.current_device()), dtype, "triton")
+
+
+def check_attention(settings: Settings, chosen: Device, head_dim: int | None = None) -> None:
+    """Refuse an attention that cannot be had; nothing replaces what an operator has chosen.
+
+    Args:
+        head_dim: width of the base's heads; None before that is known.
+
+    Raises:
+        DeviceError: FlashInfer is wanted, and there is no GPU for it, it is not installed, or it
+            does not take this base.
+    """
+    if settings.attention != "flashinfer":
+        return
+    reason: str | None = "FlashInfer needs a GPU, and the base runs on a CPU"
+    if chosen.kernels == "triton":
+        reason = why_not(chosen.dtype, head_dim)
+    if reason is not None:
+        raise DeviceError(
+            "The base cannot run with FlashInfer's attention",
+            reason,
+            "Correct that, or leave --attention (GOSSAMER_ATTENTION) at triton",
+        )
 
 
 def memory_budget(settings: Settings, device: torch.device) -> int:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from gossamer.api.admission import Admission
 from gossamer.api.constraints import Constraints
-from gossamer.api.device import Device, choose_device, memory_budget
+from gossamer.api.device import Device, check_attention, choose_device, memory_budget
 from gossamer.api.lifecycle import Lifecycle
 from gossamer.api.mailbox import Postbox
 from gossamer.api.metrics import EngineMetrics, Metrics
@@ -27,6 +27,7 @@ from gossamer.base.patch_map import adapter_table
 from gossamer.base.sources import open_base
 from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
+from gossamer.engine.runner import Geometry
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import BaseInfo, StoreLimits
@@ -73,7 +74,9 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         torch.set_num_threads(settings.threads)
     base = open_base(settings.base, data_dir, progress=progress)
     chosen = choose_device(settings, base)
+    check_attention(settings, chosen)  # what can be refused before the base is loaded
     tokenizer, model = load_tokenizer(base), load_model(base, chosen.dtype, chosen.device)
+    check_attention(settings, chosen, Geometry.of(model).head_dim)
     limits = settings.limits
     store = Store(
         data_dir,
@@ -120,6 +123,7 @@ def engine_config(settings: Settings, chosen: Device) -> EngineConfig:
         max_waiting=2 * settings.limits.queued,
         memory_bytes=memory_budget(settings, chosen.device),
         kernels=chosen.kernels,
+        attention=settings.attention,
         host_bytes=settings.host_bytes,
         int8_adapters=settings.int8_adapters,
         page_size=settings.page_size,

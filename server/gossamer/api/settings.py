@@ -75,6 +75,7 @@ class Settings(BaseSettings):
         threads: of torch; None leaves its choice.
         device, dtype: what the base runs on, and in. auto: a GPU in 16 bits if there is one, else
             the CPU in float32.
+        attention: whose attention runs the steps on a GPU that are not captured.
         memory_bytes: one budget for KV pages and resident adapters. None: 4 GiB on a CPU, nine
             tenths of what the base leaves free on a GPU.
         host_bytes: of packed adapters kept in the host's memory for a GPU.
@@ -105,6 +106,7 @@ class Settings(BaseSettings):
     threads: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["triton", "flashinfer"] = "triton"
     memory_bytes: Bytes | None = None
     host_bytes: Bytes = 4 << 30
     int8_adapters: bool = False

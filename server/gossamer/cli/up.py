@@ -44,6 +44,14 @@ def up(
             "CPU and 16 bits on a GPU]",
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="triton|flashinfer",
+            help="Whose attention runs prompts on a GPU; flashinfer is an extra.  "
+            "[env var: GOSSAMER_ATTENTION; default: triton]",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +106,7 @@ def up(
         data_dir=data_dir,
         device=device,
         dtype=dtype,
+        attention=attention,
         memory_bytes=None if memory is None else parse_size(memory),
         threads=threads,
         fuse_share=fuse_share,

@@ -7,7 +7,7 @@ to the attention function; there is no global state.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from transformers import AttentionInterface
 from gossamer.engine.errors import UnsupportedModel
 from gossamer.kernels.attention import paged_attention, write_kv
 from gossamer.kernels.backends import Backend
+
+if TYPE_CHECKING:
+    from gossamer.kernels.gpu.flash import FlashInferStep
 
 NAME = "gossamer_paged"
 
@@ -30,6 +33,8 @@ class AttentionStep:
         page_table: int32 [sequences, most pages], padded with 0.
         query_start: int32 [sequences + 1], rows of a sequence are [start, next start).
         context_len: int32 [sequences], tokens stored after this step.
+        backend: of the kernels.
+        flash: FlashInfer's attention for this step; None: the backend's own.
     """
 
     kv: list[tuple[Tensor, Tensor]]
@@ -38,6 +43,7 @@ class AttentionStep:
     query_start: Tensor
     context_len: Tensor
     backend: Backend
+    flash: FlashInferStep | None = None
 
     def to(self, device: torch.device) -> AttentionStep:
         """The same on a device, where the pages are already."""
@@ -91,6 +97,15 @@ def attend_rows(
 ) -> Tensor:
     """Attention of query [rows, heads, dim] over the pages of `layer`, the step's own included."""
     k_pages, v_pages = step.kv[layer]
+    if step.flash is not None:
+        return step.flash.run(
+            query,
+            k_pages,
+            v_pages,
+            scale=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+        )
     return paged_attention(
         query,
         k_pages,

@@ -7,7 +7,7 @@ KV pages travels to the attention in an `AttentionStep`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from gossamer.engine.attention import AttentionStep
 if TYPE_CHECKING:
     from gossamer.engine.scheduler import Work
     from gossamer.kernels.backends import Backend
+    from gossamer.kernels.gpu.flash import FlashInferAttention
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,17 @@ class Batch:
             backend=self.backend,
         )
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, AttentionStep]:
-        """ids [1, rows], positions [1, rows] and the rest, on a device."""
+    def to(
+        self, device: torch.device, flash: FlashInferAttention | None = None
+    ) -> tuple[Tensor, Tensor, AttentionStep]:
+        """ids [1, rows], positions [1, rows] and the rest, on a device.
+
+        flash: attends in place of the backend's kernel. It plans from the step on the host.
+        """
         ids, positions = torch.from_numpy(self.ids)[None], torch.from_numpy(self.positions)[None]
-        return ids.to(device), positions.to(device), self.step.to(device)
+        host = self.step
+        step = host.to(device)
+        if flash is not None:
+            planned = flash.step(host.page_table, host.query_start, host.context_len)
+            step = replace(step, flash=planned)
+        return ids.to(device), positions.to(device), step

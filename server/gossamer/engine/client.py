@@ -83,6 +83,8 @@ class Engine:
 
     Raises:
         UnsupportedModel: the architecture cannot be served right; nothing was started.
+        BackendUnavailableError: the kernels or the attention that the configuration asks for cannot
+            run here.
     """
 
     def __init__(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gossamer.kernels.backends import Backend
+
+Attention = Literal["triton", "flashinfer"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class EngineConfig:
         fuse_deviation: that bound: ‖fl(W + Δ) - (W + Δ)‖ / ‖Δ‖ over all that the mix touches; see
             the decision record on fusing in 16 bit.
         kernels: backend of the delta and attention kernels.
+        attention: "flashinfer": steps that run launch by launch attend by FlashInfer, with
+            kernels "triton" only. Captured decode steps keep our kernel, since FlashInfer plans on
+            the host. "triton" leaves it to `kernels`.
         graphs: decode by captured graphs; "triton" only.
         int8_adapters: store adapters' values in 8 bits on the device, with a scale for every output
             row: half the bytes, for an error of at most a 254th of a row's largest value. "triton".
@@ -61,6 +67,7 @@ class EngineConfig:
     fuse_16bit: bool = False
     fuse_deviation: float = 0.05
     kernels: Backend = "cpu"
+    attention: Attention = "triton"
     graphs: bool = True
     int8_adapters: bool = False
     host_bytes: int = 4 << 30
@@ -84,5 +91,7 @@ class EngineConfig:
             raise ValueError(f"fuse_share must be in (0, 1], is {self.fuse_share}")
         if not 0 <= self.fuse_hold_share < 1:
             raise ValueError(f"fuse_hold_share must be in [0, 1), is {self.fuse_hold_share}")
+        if self.attention == "flashinfer" and self.kernels != "triton":
+            raise ValueError(f"attention 'flashinfer' needs kernels 'triton', not {self.kernels!r}")
         if not self.fuse_deviation >= 0:
             raise ValueError(f"fuse_deviation must be at least 0, is {self.fuse_deviation}")

@@ -37,6 +37,7 @@ from gossamer.kernels import (
     rounding,
 )
 from gossamer.kernels.attention import framed_kv_pages, kv_page_bytes, new_kv_pages
+from gossamer.kernels.gpu.flash import FlashInferAttention
 
 if TYPE_CHECKING:
     from gossamer.engine.config import EngineConfig
@@ -77,6 +78,9 @@ class Runner:
     Attributes:
         adapters: packs them for this model.
         frames: the device's block of memory; None on the CPU.
+
+    Raises:
+        BackendUnavailableError: FlashInfer was asked for and cannot attend for this model.
     """
 
     def __init__(
@@ -94,7 +98,13 @@ class Runner:
         self.page_size, self.num_pages = config.page_size, num_pages
         self._frame_of_page = frame_of_page
         self.frames: DeviceFrames | None = None
-        self._kv = self._new_pages(Geometry.of(model), num_pages)
+        geometry = Geometry.of(model)
+        self._kv = self._new_pages(geometry, num_pages)
+        self._flash: FlashInferAttention | None = None
+        if config.attention == "flashinfer":
+            self._flash = FlashInferAttention(
+                geometry.head_dim, config.page_size, model.dtype, self._device
+            )
         for module in model.modules():
             if isinstance(module, LayerStack) and config.kernels == "cpu":
                 # A compiled mix may add a correction to its members.
@@ -231,7 +241,7 @@ class Runner:
         )
         keep = torch.from_numpy(wanted).to(self._device)
         with self._deltas.replaced(self._deltas.on(self._device)):
-            return self._forward(*batch.to(self._device), keep).float()
+            return self._forward(*batch.to(self._device, self._flash), keep).float()
 
     def _forward(
         self, ids: Tensor, positions: Tensor, step: AttentionStep, keep: Tensor | int = 0
