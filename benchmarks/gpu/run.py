@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "triton", "transformers", "numpy")
 #: What the tests may take of the whole time.
 _TEST_SECONDS = 240.0
 #: Where the tests that need a card are. All else of what these import is there without a server.
-_TESTED = ("tests/kernels", "tests/engine/test_triton.py", "tests/base/test_load.py")
+_TESTED = ("tests/kernels", "tests/engine/test_triton_mixes.py", "tests/base/test_load.py")
 #: Processes that run them, where pytest-xdist is there: most of their time is Triton's compiler's.
 _WORKERS = 8
 

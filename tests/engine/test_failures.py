@@ -74,6 +74,18 @@ def test_an_adapter_that_makes_nan_fails_alone_and_leaves_no_trace() -> None:
         assert isinstance(error_of(ask(engine, request("bad2", mix))[0]), NonFiniteLogits)
 
 
+def test_a_device_that_is_lost_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = started(tiny_model("llama"), ADAPTERS)
+
+    def lost(*args: Any, **kwargs: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._loop._runner, "run", lost)
+    assert isinstance(error_of(engine.generate([request("a")])[0]), ShuttingDown)
+    assert "illegal memory access" in (engine.health().reason or "")
+    engine.close()
+
+
 def test_an_exception_in_one_rows_step_fails_that_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tiny_model("llama"), ADAPTERS) as engine:
         runner = engine._loop._runner

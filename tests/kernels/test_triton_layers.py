@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +168,29 @@ def test_interpret_attention_over_several_spans(
         placed = on_device(step, torch.float32, device)
         for window in (None, 30):
             assert agrees(placed.run(window, None, "triton").cpu(), by_hand(step, window, None))
+
+
+def test_interpret_long_prompts_have_longer_spans(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for what the spans leave is bounded; what lies behind a context is never read."""
+    monkeypatch.setattr(attention, "SPAN", 16)
+    step = make_step(MIXED, (4, 2, 32))
+    placed = on_device(step, torch.float32, device)
+    wide = torch.nn.functional.pad(placed.page_table, (0, 9))
+    for room in (1 << 28, 1 << 17):
+        monkeypatch.setattr(attention, "PARTIAL_BYTES", room)
+        monkeypatch.setattr(torch.Tensor, "new_empty", poisoned_empty)
+        got = replace(placed, page_table=wide).run(backend="triton").cpu()
+        monkeypatch.undo()
+        monkeypatch.setattr(attention, "SPAN", 16)
+        assert agrees(got, by_hand(step, None, None))
+
+
+def poisoned_empty(self: torch.Tensor, *size: Any, **given: Any) -> torch.Tensor:
+    """Memory that was used before, and must not be read."""
+    room = torch.empty(*size, **{"dtype": self.dtype, "device": self.device, **given})
+    return room.fill_(torch.nan) if room.is_floating_point() else room
 
 
 def test_interpret_empty_sequences_behind(device: str) -> None:

@@ -81,7 +81,8 @@ class Settings(BaseSettings):
         host_bytes: of packed adapters kept in the host's memory for a GPU.
         int8_adapters: keep adapters' values on a GPU in 8 bits, with a scale for each row.
         max_rows: sequences that run at once.
-        max_step_tokens: most tokens of one engine step (prefill is cut to fit).
+        max_step_tokens: most tokens of one engine step (prefill is cut to fit). None: 512 on a
+            CPU, 2048 on a GPU.
         page_size: tokens of a KV page.
         fuse: write a mix that every row shares into the weights while that lasts.
         fuse_share: below 1, a mix that this share of all rows wants may be fused too, and the
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
     host_bytes: Bytes = 4 << 30
     int8_adapters: bool = False
     max_rows: Count = 16
-    max_step_tokens: Count = 512
+    max_step_tokens: Count | None = None
     page_size: Count = 16
     fuse: bool = True
     fuse_share: Annotated[float, Field(gt=0, le=1)] = 1.0

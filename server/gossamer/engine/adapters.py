@@ -70,18 +70,25 @@ class HostTier:
 
     def put(self, key: str, packed: Packed) -> None:
         """Keep it, and let go of what was not used for longest. What is larger than all is not."""
+        nbytes = _pinned_bytes(packed)
         with self._lock:
-            if packed.nbytes > self._limit or key in self._kept:
+            if nbytes > self._limit or key in self._kept:
                 return
             self._kept[key] = packed
-            self.nbytes += packed.nbytes
+            self.nbytes += nbytes
             while self.nbytes > self._limit:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+                self.nbytes -= _pinned_bytes(self._kept.popitem(last=False)[1])
 
     def keys(self) -> list[str]:
         """What is kept, least recently used first."""
         with self._lock:
             return list(self._kept)
+
+
+def _pinned_bytes(packed: Packed) -> int:
+    """What torch takes for a pinned buffer: the next power of two."""
+    pinned = packed.buffer is not None and packed.buffer.is_pinned()
+    return 1 << (packed.nbytes - 1).bit_length() if pinned else packed.nbytes
 
 
 class AdapterPacker:

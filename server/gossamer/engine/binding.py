@@ -101,6 +101,7 @@ class DeviceBinding:
             )
             for i, (name, w) in enumerate(weights.items())
         }
+        self._by_sides = {(): self._deltas}
         self._slots: dict[str, int] = {}
         self._written: dict[int, int] = {}  # slot → address of the table it was written from
         self._free = list(range(slots - 1, -1, -1))
@@ -140,6 +141,7 @@ class DeviceBinding:
             held[slot] = deltas.get(name)
 
     def _with(self, sides: tuple[int, ...]) -> dict[str, BoundDeltas]:
-        if not sides:
-            return self._deltas
-        return {name: bound.with_sides(sides) for name, bound in self._deltas.items()}
+        if sides not in self._by_sides:
+            made = {name: bound.with_sides(sides) for name, bound in self._deltas.items()}
+            self._by_sides[sides] = made
+        return self._by_sides[sides]

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 #: Rows of the steps that have graphs. Every one takes a second or so to capture, when it is first
 #: needed, and a padded row costs what its attention and its logits do.
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
-_FIRST_PAGES = 64
+#: Pages of a sequence that a graph has room for at first; more are captured anew, twice as many.
+_FIRST_PAGES = 256
 
 #: ids, position_ids, step → logits [rows, vocabulary].
 Forward = Callable[[Tensor, Tensor, AttentionStep], Tensor]
@@ -56,6 +57,7 @@ class _Memory:
     plan: WorkPlan
     weights: Tensor
     pages: int
+    copied: torch.cuda.Event | None
 
     @property
     def rows(self) -> int:
@@ -95,8 +97,9 @@ def _memory(
         context_len=views["context_len"],
     )
     plan = replace(WorkPlan.room(rows, members), data=views["plan"])
+    copied = torch.cuda.Event() if device.type == "cuda" else None
     return _Memory(data, host, arrays, views["ids"], views["positions"], step, plan,
-                   views["weights"], pages)  # fmt: skip
+                   views["weights"], pages, copied)  # fmt: skip
 
 
 class DecodeGraphs:
@@ -158,6 +161,8 @@ class DecodeGraphs:
             self._programs = {
                 key: made for key, made in self._programs.items() if key[0] != rows or made is None
             }
+        if memory.copied is not None:
+            memory.copied.synchronize()  # the mirror may still be read for the step before
         a, n = memory.arrays, batch.rows
         a["ids"][0, :n], a["ids"][0, n:] = batch.ids, 0
         a["positions"][0, :n], a["positions"][0, n:] = batch.positions, 0
@@ -174,6 +179,8 @@ class DecodeGraphs:
             a["weights"][:] = 0
             a["weights"][:n, : weights.shape[1]] = weights
         memory.data.copy_(memory.host, non_blocking=True)
+        if memory.copied is not None:
+            memory.copied.record()
         return memory
 
     def _capture(self, memory: _Memory) -> Program | None:

@@ -220,7 +220,10 @@ class Loop:
         scored = _scored(work)
         try:
             logits = self._forward(work, scored)
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process: no row is to blame, and none can run
         except Exception as error:  # isolate: which row it was shows when each runs alone
+            self._runner.wait()  # before pages are freed that launches under way still write
             if len(work) == 1:
                 log.warning("a request's step failed", exc_info=error)
                 self._fail_sequence(work[0].sequence, StepFailed(f"The step failed: {error}"))

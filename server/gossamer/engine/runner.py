@@ -18,7 +18,7 @@ from gossamer.engine.adapters import AdapterPacker, DeviceFrames, HostTier
 from gossamer.engine.attention import NAME, AttentionStep
 from gossamer.engine.batch import Batch
 from gossamer.engine.binding import Binding, DeviceBinding, HostBinding
-from gossamer.engine.graphs import DecodeGraphs
+from gossamer.engine.graphs import DecodeGraphs, padded_rows
 from gossamer.engine.patched import StepDeltas, patch
 from gossamer.engine.replays import StackReplays
 from gossamer.engine.residency import Applied, Resident
@@ -153,8 +153,15 @@ class Runner:
         weights, config = self.patch_map.weights, self._config
         if config.kernels != "triton":
             return HostBinding(weights, config.kernels)
-        slots = config.max_rows * (config.max_members + 1)
+        # A graph's plan has room for the rows that a step is padded to.
+        rows = padded_rows(config.max_rows) or config.max_rows
+        slots = rows * (config.max_members + 1)
         return DeviceBinding(weights, self._coding, slots, self._device)
+
+    def wait(self) -> None:
+        """Until everything launched has run."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     # -- fusing
 

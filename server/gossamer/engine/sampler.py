@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer.engine.drawing import NUCLEUS_GUESS, Rules, draw
 from gossamer.engine.errors import EngineError, InvalidRequest, StepFailed
 from gossamer.engine.messages import Constraint, Sampling, TokenLogprob
-
-#: Candidates looked at before a full sort for top_p: sorting 49 152 logits costs about 4 ms a row,
-#: the largest 1 024 about 0.5 ms, and they nearly always hold the nucleus.
-_NUCLEUS_GUESS = 1024
 
 #: Below this a temperature means greedy, as in vLLM: dividing by less overflows.
 _GREEDY = 1e-5
@@ -70,16 +67,26 @@ class Chooser:
     @property
     def plain(self) -> bool:
         """Whether the token is simply the largest logit and nothing is reported."""
+        return self.sampling.temperature < _GREEDY and self._unchanged
+
+    def rules(self, drawn: int) -> Rules | None:
+        """How token `drawn` is drawn, where the logits stay as they are and nothing is reported."""
         s = self.sampling
+        if s.temperature < _GREEDY or not self._unchanged:
+            return None
+        u = uniform(self.seed, self.index, drawn)
+        return Rules(s.temperature, s.min_p, max(s.top_k, 0), s.top_p, u)
+
+    @property
+    def _unchanged(self) -> bool:
         return (
-            s.temperature < _GREEDY
-            and s.logprobs is None
+            self.sampling.logprobs is None
             and self.constraint is None
             and self._seen is None
             and self._counts is None
             and self._biased is None
             and self._banned is None
-            and not s.min_tokens
+            and not self.sampling.min_tokens
         )
 
     def accept(self, token: int) -> None:
@@ -134,7 +141,7 @@ class Chooser:
         u = uniform(self.seed, self.index, drawn)
         if s.top_k <= 0 and s.top_p >= 1:
             return _invert(probs, u)
-        count = min(s.top_k, self.vocab_size) if s.top_k > 0 else _NUCLEUS_GUESS
+        count = min(s.top_k, self.vocab_size) if s.top_k > 0 else NUCLEUS_GUESS
         kept, tokens = probs.topk(min(count, self.vocab_size))
         if s.top_k <= 0 and float(kept.sum()) < s.top_p * float(probs.sum()):
             kept, tokens = probs.sort(descending=True)
@@ -152,6 +159,17 @@ def _largest(logits: Tensor) -> list[int]:
         found: list[int] = logits.numpy().argmax(-1).tolist()
         return found
     return logits.argmax(-1).tolist()
+
+
+def _drawn_together(logits: Tensor, choosers: Rows[Chooser], drawn: Rows[int]) -> dict[int, int]:
+    """Row → token, of the rows that can be drawn together."""
+    found = {i: c.rules(drawn[i]) for i, c in enumerate(choosers)}
+    rules = {i: rule for i, rule in found.items() if rule is not None}
+    if not rules:
+        return {}
+    rows = logits if len(rules) == len(choosers) else logits[list(rules)]
+    tokens = draw(rows, list(rules.values()))
+    return {i: t for i, t in zip(rules, tokens, strict=True) if t is not None}
 
 
 def _invert(weights: Tensor, u: float) -> int:
@@ -188,10 +206,14 @@ def sample(logits: Tensor, choosers: Rows[Chooser], drawn: Rows[int]) -> list[Dr
         drawn: tokens each choice has drawn before.
     """
     largest = _largest(logits) if any(c.plain for c in choosers) else None
+    together = {} if logits.device.type == "cpu" else _drawn_together(logits, choosers, drawn)
     out: list[Drawn | EngineError] = []
     for i, chooser in enumerate(choosers):
         if chooser.plain and largest is not None:
             out.append(Drawn(largest[i]))
+            continue
+        if i in together:
+            out.append(Drawn(together[i]))
             continue
         try:
             out.append(Drawn(*chooser.choose(logits[i], drawn[i])))

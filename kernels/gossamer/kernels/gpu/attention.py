@@ -18,13 +18,18 @@ from gossamer.kernels.gpu.variant import Variant, options
 
 __all__ = ["paged_attention", "rotate_and_write", "write_kv"]
 
-#: Positions of a span; a page table that is no longer makes one span.
-SPAN = 2048
+#: Positions of a span; a page table that is no longer makes one span. Short, so that a few rows
+#: with long contexts keep a card busy.
+SPAN = 512
+#: Of what spans leave to be put together; a longer prompt has longer spans.
+PARTIAL_BYTES = 256 << 20
 #: Rows (queries times heads of a kv head) of a program, and positions it takes at once.
 FEW_ROWS, MANY_ROWS = 16, 64
 POSITIONS = {2: 64, 4: 32}  # by the width of a value
 #: Rows of a program that puts spans together.
 _COMBINED = 16
+#: Sequences among which a program finds its own; a step of more has the next power of two.
+_SEQUENCES = 64
 
 
 @triton.jit
@@ -41,21 +46,24 @@ def _keys(
     )
 
 
-@triton.jit
+# What differs from step to step must not compile the kernel again.
+@triton.jit(
+    do_not_specialize=["table_row", "tokens", "num_pages", "sequences", "window", "span_length"]
+)
 def _attend(
     out, partial, stats, q, q_row, q_head, k_pages, v_pages, page_stride, page_table, table_row,
     query_start, context_len, tokens, num_pages, kv_heads, page_size, sequences, scale, window,
-    softcap,
+    softcap, span_length,
     GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, POSITIONS: tl.constexpr,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, SPAN: tl.constexpr,
-    SPANS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, MANY_SPANS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Semantics: out[t, h] = Σ_s softmax_s(cap(scale · q[t, h] · K_s)) · V_s, s ≤ position of t.
 
     Programs: (block of queries, kv head, span). With one span the result goes to `out`; with more,
     each span's unscaled sum goes to `partial` [spans, T, heads, dim] and its (largest score, sum of
-    weights) to `stats` [spans, T, heads, 2], float32. A sequence's blocks begin at
-    query_start // QUERIES + its number, so each has its own.
+    weights) to `stats` [spans, T, heads, 2], float32; one behind the context has the score -inf and
+    no sum. A sequence's blocks begin at query_start // QUERIES + its number, so each has its own.
     """
     block, kv_head, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = tl.arange(0, SEQUENCES)
@@ -76,7 +84,7 @@ def _attend(
             q + query[:, None].to(tl.int64) * q_row + head[:, None] * q_head + d[None, :],
             mask=mine, other=0.0,
         )  # fmt: skip
-        low, high = span * SPAN, tl.minimum(context, (span + 1) * SPAN)
+        low, high = span * span_length, tl.minimum(context, (span + 1) * span_length)
         high = tl.minimum(high, context - (end - start) + first + QUERIES)
         if WINDOW:
             oldest = context - (end - start) + first - window + 1
@@ -107,23 +115,23 @@ def _attend(
             total = total * fade + tl.sum(weight, axis=1)
             largest = new
         row = query.to(tl.int64) * (kv_heads * GROUP) + head
-        if SPANS == 1:
+        if not MANY_SPANS:
             # Rows of the padding have no weights, and are not stored.
             result = acc / tl.where(total == 0, 1.0, total)[:, None]
             at_out = out + row[:, None] * DIM + d[None, :]
             tl.store(at_out, result.to(out.dtype.element_ty), mask=mine)
         else:
             row += span.to(tl.int64) * tokens * (kv_heads * GROUP)
-            tl.store(partial + row[:, None] * DIM + d[None, :], acc, mask=mine)
+            some = mine & (largest > float("-inf"))[:, None]
+            tl.store(partial + row[:, None] * DIM + d[None, :], acc, mask=some)
             tl.store(stats + 2 * row, largest, mask=live)
             tl.store(stats + 2 * row + 1, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "spans"])
 def _combine(
-    out, partial, stats, rows, DIM: tl.constexpr, WIDTH: tl.constexpr, SPANS: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
+    out, partial, stats, rows, spans, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):
     """Semantics: the softmax over all spans, from each span's sum and statistics.
 
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
@@ -133,17 +141,19 @@ def _combine(
     d = tl.arange(0, WIDTH)
     mine = mask[:, None] & (d < DIM)[None, :]
     largest = tl.full([ROWS], float("-inf"), tl.float32)
-    for span in tl.static_range(SPANS):
+    for span in range(spans):
         here = tl.load(stats + 2 * (row + span * rows), mask=mask, other=float("-inf"))
         largest = tl.maximum(largest, here)
     base = tl.where(largest == float("-inf"), 0.0, largest)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    for span in tl.static_range(SPANS):
+    for span in range(spans):
         at = row + span * rows
-        share = tl.exp(tl.load(stats + 2 * at, mask=mask, other=float("-inf")) - base)
+        here = tl.load(stats + 2 * at, mask=mask, other=float("-inf"))
+        share = tl.exp(here - base)
         total += share * tl.load(stats + 2 * at + 1, mask=mask, other=0.0)
-        part = tl.load(partial + at[:, None] * DIM + d[None, :], mask=mine, other=0.0)
+        some = mine & (here > float("-inf"))[:, None]
+        part = tl.load(partial + at[:, None] * DIM + d[None, :], mask=some, other=0.0)
         acc += share[:, None] * part
     result = acc / tl.where(total == 0, 1.0, total)[:, None]
     at_out = out + row[:, None] * DIM + d[None, :]
@@ -175,7 +185,11 @@ def paged_attention(
     out = q.new_empty(tokens, heads, dim)
     group = heads // kv_heads
     shape = _shape(group, dim, tokens > sequences, q.itemsize)
-    spans = max(-(-page_table.shape[1] * page_size // SPAN), 1)
+    positions = page_table.shape[1] * page_size
+    length = SPAN
+    while -(-positions // length) * tokens * heads * dim * 4 > PARTIAL_BYTES:
+        length *= 2
+    spans = max(-(-positions // length), 1)
     partial = stats = out
     if spans > 1:
         partial = q.new_empty(spans, tokens, heads, dim, dtype=torch.float32)
@@ -185,15 +199,15 @@ def paged_attention(
         _attend[(tokens // queries + sequences, kv_heads, spans)](
             out, partial, stats, q, q.stride(0), q.stride(1), k_pages, v_pages, k_pages.stride(0),
             page_table, page_table.stride(0), query_start, context_len, tokens, num_pages, kv_heads,
-            page_size, sequences, scale, sliding_window or 0, softcap or 1.0, **shape,
-            SEQUENCES=triton.next_power_of_2(sequences), SPANS=spans,
+            page_size, sequences, scale, sliding_window or 0, softcap or 1.0, length, **shape,
+            SEQUENCES=max(triton.next_power_of_2(sequences), _SEQUENCES), MANY_SPANS=spans > 1,
             WINDOW=sliding_window is not None, SOFTCAP=softcap is not None,
             **options(num_warps=_warps(tokens > sequences)),
         )  # fmt: skip
         if spans > 1:
             launch(
                 _combine, -(-tokens * heads // _COMBINED), out, partial, stats, tokens * heads,
-                DIM=dim, WIDTH=shape["WIDTH"], SPANS=spans, ROWS=_COMBINED,
+                spans, DIM=dim, WIDTH=shape["WIDTH"], ROWS=_COMBINED,
             )  # fmt: skip
     return out
 
@@ -213,24 +227,23 @@ def _shape(group: int, dim: int, prefill: bool, width: int) -> dict[str, int]:
         "POSITIONS": POSITIONS[width],
         "DIM": dim,
         "WIDTH": max(triton.next_power_of_2(dim), 16),
-        "SPAN": SPAN,
     }
 
 
-def _variant(dtype: str, prefill: bool, spans: int) -> Variant:
+def _variant(dtype: str, prefill: bool, many_spans: bool) -> Variant:
     value = f"*{dtype}:16"
-    wide = "*fp32:16" if spans > 1 else value
+    wide = "*fp32:16" if many_spans else value
     return Variant(
-        f"attend-{dtype}-{'prefill' if prefill else 'decode'}-{spans}",
+        f"attend-{dtype}-{'prefill' if prefill else 'decode'}{'-spans' * many_spans}",
         _attend,
         {"out": value, "partial": wide, "stats": wide, "q": value, "q_row": "i32:16",
          "q_head": "i32:16", "k_pages": value, "v_pages": value, "page_stride": "i32:16",
-         "page_table": "*i32:16", "table_row": "i32:16", "query_start": "*i32:16",
+         "page_table": "*i32:16", "table_row": "i32", "query_start": "*i32:16",
          "context_len": "*i32:16", "tokens": "i32", "num_pages": "i32", "kv_heads": "i32",
          "page_size": "i32:16", "sequences": "i32", "scale": "fp32", "window": "i32",
-         "softcap": "fp32"},
-        {**_shape(4, 128, prefill, 4 if dtype == "fp32" else 2), "SEQUENCES": 32,
-         "SPANS": spans, "WINDOW": False, "SOFTCAP": False},
+         "softcap": "fp32", "span_length": "i32"},
+        {**_shape(4, 128, prefill, 4 if dtype == "fp32" else 2), "SEQUENCES": _SEQUENCES,
+         "MANY_SPANS": many_spans, "WINDOW": False, "SOFTCAP": False},
         num_warps=_warps(prefill),
         needs_load_bits=128,
         tensor_cores=dtype != "fp32",
@@ -238,16 +251,22 @@ def _variant(dtype: str, prefill: bool, spans: int) -> Variant:
 
 
 VARIANTS = (
-    _variant("bf16", False, 1),
-    _variant("bf16", False, 4),
-    _variant("bf16", True, 1),
-    _variant("fp16", True, 4),
-    _variant("fp32", False, 1),
+    _variant("bf16", False, False),
+    _variant("bf16", False, True),
+    _variant("bf16", True, False),
+    _variant("fp16", True, True),
+    _variant("fp32", False, False),
     Variant(
         "combine-bf16",
         _combine,
-        {"out": "*bf16:16", "partial": "*fp32:16", "stats": "*fp32:16", "rows": "i32"},
-        {"DIM": 128, "WIDTH": 128, "SPANS": 4, "ROWS": _COMBINED},
+        {
+            "out": "*bf16:16",
+            "partial": "*fp32:16",
+            "stats": "*fp32:16",
+            "rows": "i32",
+            "spans": "i32",
+        },
+        {"DIM": 128, "WIDTH": 128, "ROWS": _COMBINED},
         needs_load_bits=128,
     ),
 )

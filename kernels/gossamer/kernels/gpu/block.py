@@ -56,7 +56,11 @@ def _tiles(
     return acc
 
 
-@triton.jit
+# As `_element`.
+@triton.jit(
+    do_not_specialize=["slot_words", "weight_row", "weight_member"],
+    do_not_specialize_on_alignment=["table"],
+)
 def _block(
     terms, copies, table, slot_words, plan, weights, weight_row, weight_member, outputs, columns,
     PART: tl.constexpr, SIDE: tl.constexpr, CHUNK_ROWS: tl.constexpr,

@@ -165,7 +165,12 @@ def _chunk(
         tl.store(at, total, mask=live[None, :] & (rows < outputs)[:, None])
 
 
-@triton.jit
+# Strides of weights differ between a graph and a single launch, and every other patched weight's
+# records begin at 8 bytes beside a multiple of 16: neither is worth another compiled form.
+@triton.jit(
+    do_not_specialize=["slot_words", "weight_row", "weight_member"],
+    do_not_specialize_on_alignment=["table"],
+)
 def _element(
     terms, copies, table, slot_words, plan, weights, weight_row, weight_member, outputs, columns,
     ITEM_ROWS: tl.constexpr, ROWS: tl.constexpr, PROJECTIONS: tl.constexpr, KIND: tl.constexpr,

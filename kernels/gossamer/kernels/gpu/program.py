@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.errors import NotCapturableError
+from gossamer.kernels.gpu.launch import interpreted
 
 #: Runs before a capture: Triton compiles and libraries choose their algorithms in the first, and
 #: neither may happen while a graph is recorded.
@@ -45,34 +46,52 @@ class CalledProgram:
 
 
 class ProgramPool:
-    """See `gossamer.kernels.program.ProgramPool`."""
+    """See `gossamer.kernels.program.ProgramPool`.
+
+    All captures record on one stream of the pool's own, and are preceded by runs on another. cuBLAS
+    keeps a workspace for each stream: one stream a capture would leave 32 MiB behind each time, and
+    warming up on the recording one would put the workspace of all graphs outside their pool.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         self.nbytes = 0
 
     def capture(self, function: Callable[[], Tensor]) -> GraphProgram | CalledProgram:
         """See `gossamer.kernels.program.ProgramPool.capture`. On a device, runs it three times,
         which must leave what running it once does."""
-        if not torch.cuda.is_available():
+        if interpreted() or not torch.cuda.is_available():
             return CalledProgram(function)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self._streams is None:
+            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
+        warming, recording = self._streams
+        current = torch.cuda.current_stream()
+        warming.wait_stream(current)
+        with torch.cuda.stream(warming):
             for _ in range(_WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(warming)
         torch.cuda.synchronize()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
+            # The outer context, because a capture that fails to end leaves its stream current.
             # Loader threads copy adapters meanwhile: theirs is not this thread's capture.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=recording, capture_error_mode="thread_local"
+                ),
+            ):
                 result = function()
         except RuntimeError as error:
-            raise NotCapturableError(f"a wait for the device ({error})") from error
+            self._pool = None  # it may still count as being recorded to
+            full = isinstance(error, torch.OutOfMemoryError)
+            why = "it needs more memory than there is" if full else "a wait for the device"
+            raise NotCapturableError(f"{why} ({error})") from error
         self.nbytes += max(torch.cuda.memory_reserved() - before, 0)
         program = GraphProgram(graph, result)
         program.replay()  # what is captured does not run
