@@ -101,7 +101,7 @@ class DeviceBinding:
             )
             for i, (name, w) in enumerate(weights.items())
         }
-        self._by_sides = {(): self._deltas}
+        self._by_sides: dict[tuple[int, ...], dict[str, BoundDeltas]] = {(): self._deltas}
         self._slots: dict[str, int] = {}
         self._written: dict[int, int] = {}  # slot → address of the table it was written from
         self._free = list(range(slots - 1, -1, -1))
