@@ -6,7 +6,8 @@ crashes cost 50 forks and not 50 starts of the interpreter. A job is a JSON obje
     data    the data folder
     point   the failpoint to die at
     nth     the how-manieth passing of it
-    threads for each worker its list of ["upload", name, seed] and ["delete", name]
+    threads for each worker its list of ["upload", name, seed] and ["delete", name] of adapters, and
+            of ["put", name, seed] and ["drop", name] of files: the latter drops the oldest one
 
 What a worker is about to do and what was acknowledged to it goes to `journal` in the data folder,
 one line each, by single writes that outlive the process. The answer on stdout is the job's exit
@@ -23,10 +24,26 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.errors import AdapterNotFound
 from gossamer.store.catalog.opening import Store
 from gossamer.store.failpoints import Failpoint, KillAt
-from tests.store.support import BASE, make_file
+from tests.store.support import BASE, make_file, push_file
+
+
+def perform(catalog: Catalog, kind: str, name: str, seed: int = 0) -> None:
+    """One operation. An adapter and a file of one seed have the same bytes, and so share a blob."""
+    if kind == "upload":
+        catalog.upload("acme", name, [make_file(seed)])
+    elif kind == "delete":
+        with contextlib.suppress(AdapterNotFound):
+            catalog.delete("acme", name)
+    elif kind == "put":
+        push_file(catalog.files, name, make_file(seed))
+    else:
+        mine = [f for f in catalog.files.list("acme", order="asc").items if f.filename == name]
+        for file in mine[:1]:
+            catalog.files.delete("acme", file.id)
 
 
 def work(job: dict[str, Any]) -> None:
@@ -37,14 +54,10 @@ def work(job: dict[str, Any]) -> None:
     def note(what: str, operation: list[Any]) -> None:
         os.write(journal, (json.dumps([what, *operation]) + "\n").encode())
 
-    def run(catalog: Any, operations: list[list[Any]]) -> None:
+    def run(catalog: Catalog, operations: list[list[Any]]) -> None:
         for operation in operations:
             note("begin", operation)
-            if operation[0] == "upload":
-                catalog.upload("acme", operation[1], [make_file(operation[2])])
-            else:
-                with contextlib.suppress(AdapterNotFound):
-                    catalog.delete("acme", operation[1])
+            perform(catalog, *operation)
             note("done", operation)
 
     hook = KillAt(Failpoint(job["point"]), job["nth"])

@@ -18,8 +18,9 @@ import numpy as np
 
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.opening import Store
-from gossamer.store.catalog.views import BaseInfo, VersionInfo
+from gossamer.store.catalog.views import BaseInfo, FileInfo, Purpose, VersionInfo
 from gossamer.store.delta import Delta, DeltaSet
+from gossamer.store.files import Files
 from gossamer.store.format import digest, write
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,20 @@ def push(
 ) -> VersionInfo:
     """Upload `make_file(seed)`."""
     return catalog.upload(tenant, name, [make_file(seed)], **options)
+
+
+def push_file(
+    files: Files,
+    filename: str,
+    data: bytes,
+    tenant: str = "acme",
+    purpose: Purpose = "fine-tune",
+    **options: Any,
+) -> FileInfo:
+    """Upload `data` as a file."""
+    with files.spool() as spool:
+        spool.write(data)
+        return files.upload(tenant, filename, purpose, spool, **options)
 
 
 def blob_path(data: Path, blob_id: str) -> Path:

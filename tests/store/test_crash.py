@@ -1,7 +1,9 @@
-"""kill -9 at every failpoint of upload and delete: then the old state is found, or the new one."""
+"""kill -9 at every failpoint of uploads and deletes, of adapters and of files: then the old state
+is found, or the new one."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -14,14 +16,17 @@ from typing import Any
 import pytest
 
 from gossamer.store.catalog.door import Catalog
-from gossamer.store.catalog.errors import AdapterCorrupt, AdapterNotFound
+from gossamer.store.catalog.errors import AdapterCorrupt, AdapterNotFound, FileCorrupt
 from gossamer.store.catalog.views import StoreLimits
 from gossamer.store.failpoints import Failpoint
 from gossamer.store.format import digest
 from tests.store.support import (
+    blob_path,
     make_digest,
+    make_file,
     opened,
     push,
+    push_file,
     rows,
     start_child,
     stored_blobs,
@@ -30,9 +35,28 @@ from tests.store.support import (
 
 UPLOAD_POINTS = [p for p in Failpoint if p.startswith("upload.")]
 DELETE_POINTS = [p for p in Failpoint if p.startswith("delete.")]
+# A file's bytes go the way of an adapter's; it is not validated, and registered by its own rows.
+FILE_UPLOAD_POINTS = [
+    *(p for p in UPLOAD_POINTS if p in {"upload.spooling", "upload.spooled", "upload.synced"}),
+    Failpoint.FILE_STAGING,
+    Failpoint.FILE_STAGED,
+    Failpoint.UPLOAD_RENAMED,
+    Failpoint.UPLOAD_STORED,
+    Failpoint.FILE_REGISTERING,
+    Failpoint.FILE_REGISTERED,
+]
+FILE_DELETE_POINTS = [
+    Failpoint.FILE_TOMBSTONING,
+    Failpoint.FILE_TOMBSTONED,
+    Failpoint.DELETE_CLAIMED,
+    Failpoint.DELETE_UNLINKED,
+    Failpoint.DELETE_COLLECTED,
+]
 KILLED = 9
 
-State = tuple[int, ...]  # the seeds of an adapter's versions, oldest first; the last is current
+#: the seeds of an adapter's versions, oldest first and the last one current; or of the files of one
+#: name, oldest first
+State = tuple[int, ...]
 
 
 class Victim:
@@ -69,8 +93,8 @@ def victim() -> Iterator[Victim]:
 
 @dataclass
 class Journal:
-    """What the workers were told, and so what must be found: one state per adapter, or one of two
-    where an operation was under way."""
+    """What the workers were told, and so what must be found: one state per adapter, and per name of
+    files, or one of two where an operation was under way."""
 
     states: dict[str, State] = field(default_factory=dict)
     open: dict[str, State] = field(default_factory=dict)
@@ -80,18 +104,20 @@ class Journal:
         path = data / "journal"
         for line in path.read_text().splitlines():
             what, kind, name, *seed = json.loads(line)
-            after = self._after(name, seed[0] if kind == "upload" else None)
+            after = self._after(kind, name, *seed)
             if what == "begin":
                 self.open[name] = after
             else:
                 self.states[name] = self.open.pop(name)
         path.unlink()
 
-    def _after(self, name: str, seed: int | None) -> State:
+    def _after(self, kind: str, name: str, seed: int = 0) -> State:
         before = self.states.get(name, ())
-        if seed is None:
-            return ()
-        return before if before and before[-1] == seed else (*before, seed)
+        if kind == "put":
+            return (*before, seed)
+        if kind == "upload":
+            return before if before and before[-1] == seed else (*before, seed)
+        return before[1:] if kind == "drop" else ()
 
     def check(self, catalog: Catalog) -> None:
         """Compare with what is there; what was found counts from now on."""
@@ -102,10 +128,22 @@ class Journal:
             assert adapter.versions[-1].current
             for version in adapter.versions:
                 assert digest(catalog.open(version.digest)) == version.digest
+        found |= find_files(catalog)
         for name in self.states.keys() | self.open.keys() | found.keys():
             old = self.states.get(name, ())
             assert found.get(name, ()) in (old, self.open.get(name, old)), name
         self.states, self.open = found, {}
+
+
+def find_files(catalog: Catalog) -> dict[str, State]:
+    """The files of each name, by their seeds, every byte read."""
+    seeds = {hashlib.sha256(make_file(seed)).hexdigest(): seed for seed in range(SEEDS)}
+    found: dict[str, State] = {}
+    for file in catalog.files.list("acme", order="asc").items:
+        with catalog.files.content("acme", file.id) as path:
+            seed = seeds[hashlib.sha256(path.read_bytes()).hexdigest()]
+        found[file.filename] = (*found.get(file.filename, ()), seed)
+    return found
 
 
 SEEDS = 12
@@ -113,8 +151,10 @@ IMPATIENT = StoreLimits(grace_s=-1)
 
 
 def check_nothing_is_left_over(data: Path) -> None:
-    """After a recovery without patience: exactly the blobs that versions name, and no temp file."""
+    """After a recovery without patience: exactly the blobs that versions and files name, and no
+    temp file."""
     needed = {b for (b,) in rows(data, "SELECT blob_id FROM versions WHERE status = 'active'")}
+    needed |= {b for (b,) in rows(data, "SELECT blob_id FROM files WHERE deleted_at IS NULL")}
     assert stored_blobs(data) == needed
     assert {b for (b,) in rows(data, "SELECT id FROM blobs")} == needed
     assert rows(data, "SELECT * FROM uploads") == []
@@ -159,6 +199,55 @@ def test_killed_during_a_delete(tmp_path: Path, victim: Victim, point: Failpoint
         check_nothing_is_left_over(tmp_path)
 
 
+@pytest.mark.parametrize("point", FILE_UPLOAD_POINTS)
+def test_killed_during_the_upload_of_a_file(
+    tmp_path: Path, victim: Victim, point: Failpoint
+) -> None:
+    prepare(tmp_path)
+    assert victim.run(tmp_path, point, 1, [["put", "data.jsonl", 2]]) == KILLED
+    with opened(tmp_path) as store:
+        assert temp_files(tmp_path) == []
+        done = point is Failpoint.FILE_REGISTERED
+        assert find_files(store.catalog) == ({"data.jsonl": (2,)} if done else {})
+        push_file(store.files, "data.jsonl", make_file(2))
+    with opened(tmp_path, limits=IMPATIENT) as store:
+        check_nothing_is_left_over(tmp_path)
+        assert find_files(store.catalog) == {"data.jsonl": (2, 2) if done else (2,)}
+
+
+@pytest.mark.parametrize("point", FILE_DELETE_POINTS)
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_killed_during_the_delete_of_a_file(
+    tmp_path: Path, victim: Victim, point: Failpoint, shared: bool
+) -> None:
+    prepare(tmp_path)
+    with opened(tmp_path) as store:
+        push_file(store.files, "data.jsonl", make_file(1 if shared else 2))
+    # An adapter of the same bytes keeps the blob, and nobody comes to unlink it.
+    dies = not shared or point.startswith("file.")
+    assert victim.run(tmp_path, point, 1, [["drop", "data.jsonl"]]) == (KILLED if dies else 0)
+    with opened(tmp_path) as store:
+        kept = point is Failpoint.FILE_TOMBSTONING
+        assert find_files(store.catalog).keys() == ({"data.jsonl"} if kept else set())
+        for seed in (0, 1):
+            assert digest(store.catalog.open(make_digest(seed))) == make_digest(seed)
+        check_nothing_is_left_over(tmp_path)
+
+
+@pytest.mark.parametrize("point", DELETE_POINTS)
+def test_killed_during_the_delete_of_an_adapter_whose_bytes_a_file_has(
+    tmp_path: Path, victim: Victim, point: Failpoint
+) -> None:
+    prepare(tmp_path)
+    with opened(tmp_path) as store:
+        push_file(store.files, "data.jsonl", make_file(1))
+    dies = point in (Failpoint.DELETE_TOMBSTONING, Failpoint.DELETE_TOMBSTONED)
+    assert victim.run(tmp_path, point, 1, [["delete", "sql"]]) == (KILLED if dies else 0)
+    with opened(tmp_path) as store:
+        assert find_files(store.catalog) == {"data.jsonl": (1,)}
+        check_nothing_is_left_over(tmp_path)
+
+
 def test_nobody_dies_where_nobody_passes(tmp_path: Path, victim: Victim) -> None:
     prepare(tmp_path)
     assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, [["upload", "sql", 2]]) == 0
@@ -167,16 +256,17 @@ def test_nobody_dies_where_nobody_passes(tmp_path: Path, victim: Victim) -> None
 
 
 def life(randomness: random.Random, threads: int) -> list[list[list[Any]]]:
-    """What every worker does until the end: each has adapters of its own, all share the files."""
-    return [
-        [
-            ["upload", f"adapter-{t}-{randomness.randrange(2)}", randomness.randrange(SEEDS)]
-            if randomness.random() < 0.7
-            else ["delete", f"adapter-{t}-{randomness.randrange(2)}"]
-            for _ in range(12)
-        ]
-        for t in range(threads)
-    ]
+    """What every worker does until the end: each has adapters and files of its own, and all share
+    the blobs."""
+
+    def operation(thread: int) -> list[Any]:
+        kind = randomness.choices(["upload", "delete", "put", "drop"], [4, 2, 4, 2])[0]
+        thing = "adapter" if kind in ("upload", "delete") else "file"
+        name = f"{thing}-{thread}-{randomness.randrange(2)}"
+        seed = [randomness.randrange(SEEDS)] if kind in ("upload", "put") else []
+        return [kind, name, *seed]
+
+    return [[operation(t) for _ in range(12)] for t in range(threads)]
 
 
 def crash_again_and_again(data: Path, victim: Victim, lives: int, seed: int) -> int:
@@ -216,7 +306,8 @@ def test_killed_fifty_times_under_concurrent_load(tmp_path: Path, victim: Victim
 def test_the_checks_notice_a_lost_write_and_a_lost_blob(tmp_path: Path, victim: Victim) -> None:
     with opened(tmp_path):
         pass
-    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, [["upload", "a", 1]]) == 0
+    operations = [["upload", "a", 1], ["put", "f", 2]]
+    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, operations) == 0
     journal = Journal()
     journal.read(tmp_path)
     with opened(tmp_path) as store:
@@ -224,10 +315,13 @@ def test_the_checks_notice_a_lost_write_and_a_lost_blob(tmp_path: Path, victim: 
         journal.states["b"] = (2,)  # acknowledged, but not there
         with pytest.raises(AssertionError):
             journal.check(store.catalog)
-        journal.states = {"a": (1,)}
-        (blob_id,) = stored_blobs(tmp_path)
-        (tmp_path / "store" / "blobs" / blob_id[:2] / blob_id).unlink()
-        with pytest.raises(AssertionError):
-            check_nothing_is_left_over(tmp_path)
-        with pytest.raises(AdapterCorrupt):
+        journal.states = {"a": (1,), "f": (2,), "g": (3,)}
+        with pytest.raises(AssertionError, match="g"):
             journal.check(store.catalog)
+        journal.states = {"a": (1,), "f": (2,)}
+        for seed, error in ((2, FileCorrupt), (1, AdapterCorrupt)):
+            blob_path(tmp_path, hashlib.sha256(make_file(seed)).hexdigest()).unlink()
+            with pytest.raises(AssertionError):
+                check_nothing_is_left_over(tmp_path)
+            with pytest.raises(error):
+                journal.check(store.catalog)

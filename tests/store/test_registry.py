@@ -79,6 +79,10 @@ def test_an_old_database_is_upgraded_and_keeps_what_it_holds(dump: Path, tmp_pat
     assert kept["000000000002"].revoked_at == NOW
     if dump.stem >= "0002":
         assert rows(tmp_path, "SELECT name, current_number FROM adapters") == [("sql", 2)]
+    if dump.stem >= "0003":
+        jobs = rows(tmp_path, "SELECT status, wanted, fence, version_label FROM jobs ORDER BY id")
+        assert jobs == [("running", "pause", 2, None), ("succeeded", None, 1, "sql:2")]
+        assert rows(tmp_path, "SELECT count(*) FROM job_events") == [(2,)]
     registry.close()
 
 

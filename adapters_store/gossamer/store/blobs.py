@@ -86,11 +86,12 @@ class Blobs:
         spool.mkdir(parents=True, exist_ok=True)
         self._spool = spool
 
-    def spool(self) -> Spool:
-        """A temp file for one upload. The caller discards it (or uses it as a context)."""
+    def spool(self, limit: int | None = None) -> Spool:
+        """A temp file for one upload of at most `limit` bytes (default: `upload_bytes`). The caller
+        discards it (or uses it as a context)."""
         return Spool(
             self._spool,
-            self.upload_bytes,
+            self.upload_bytes if limit is None else limit,
             reserve=self._reserve_bytes,
             failpoint=self._failpoint,
         )

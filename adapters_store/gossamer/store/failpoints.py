@@ -1,4 +1,4 @@
-"""Places on the upload and delete paths where a test may stop the process.
+"""Places on the upload and delete paths of adapters and files where a test may stop the process.
 
 The blobs and the catalog take a `Hook` in their constructor and call it at each point; `ignore`,
 the default, costs one function call beside several fsyncs. Nothing is read from the environment: a
@@ -15,7 +15,11 @@ from enum import StrEnum
 
 
 class Failpoint(StrEnum):
-    """Every point, in the order in which an upload, then a delete, passes it."""
+    """Every point, in the order in which an upload, then a delete, passes it.
+
+    A training file is spooled and put like an adapter, so it passes those `UPLOAD_` points as well;
+    its own are `FILE_`. Either one's delete goes on to the collection of its blob.
+    """
 
     UPLOAD_SPOOLING = "upload.spooling"  # the first chunk is in the temp file
     UPLOAD_SPOOLED = "upload.spooled"  # all bytes written, not yet synced
@@ -32,6 +36,12 @@ class Failpoint(StrEnum):
     DELETE_CLAIMED = "delete.claimed"  # no hold, no version; blob still there
     DELETE_UNLINKED = "delete.unlinked"  # blob gone, its row not yet
     DELETE_COLLECTED = "delete.collected"
+    FILE_STAGING = "file.staging"  # inside the first transaction, before its commit
+    FILE_STAGED = "file.staged"
+    FILE_REGISTERING = "file.registering"  # inside the second transaction
+    FILE_REGISTERED = "file.registered"  # committed, not yet acknowledged
+    FILE_TOMBSTONING = "file.tombstoning"  # inside the transaction of a delete
+    FILE_TOMBSTONED = "file.tombstoned"
 
 
 Hook = Callable[[Failpoint], None]

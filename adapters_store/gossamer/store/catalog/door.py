@@ -12,9 +12,7 @@ words than what does not exist.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import BinaryIO
 
 from gossamer.store.blobs import Blobs
 from gossamer.store.catalog import activating, reading, removing, uploading
+from gossamer.store.catalog.collecting import Collector
 from gossamer.store.catalog.errors import (
     AdapterCorrupt,
     AdapterNotFound,
@@ -39,6 +38,7 @@ from gossamer.store.catalog.views import AdapterInfo, BaseInfo, StoreLimits, Usa
 from gossamer.store.clock import utc_now
 from gossamer.store.delta import DeltaSet
 from gossamer.store.failpoints import Failpoint, Hook, ignore
+from gossamer.store.files import Files
 from gossamer.store.registry.database import Registry
 from gossamer.store.registry.tenants import add_tenant, tenant_id, tenant_names
 from gossamer.store.spool import CHUNK, Spool, read_chunks
@@ -58,6 +58,9 @@ class Catalog:
         owner: True in the one server process. It alone unlinks blobs, because it alone knows its
             requests' holds; other processes (command line, training worker) only tombstone.
         failpoint: see `gossamer.store.failpoints`; pass the same to `blobs`.
+
+    Attributes:
+        files: the tenants' files, in the same blobs and with the same holds.
     """
 
     def __init__(
@@ -75,10 +78,8 @@ class Catalog:
         self._parts = Parts(
             registry, blobs, base, limits or StoreLimits(), clock, owner, failpoint, self._holds
         )
-        # Collection writes to the registry and waits for the disk; the end of a hold must not.
-        self._collector = ThreadPoolExecutor(1, thread_name_prefix="catalog-collector")
-        self._closing = threading.Lock()
-        self._closed = False
+        self._collector = Collector(self._parts)
+        self.files = Files(self._parts, self._collector)
 
     # ---- upload
 
@@ -95,6 +96,7 @@ class Catalog:
         *,
         activate: bool = True,
         tag: str | None = None,
+        also: uploading.Also | None = None,
     ) -> VersionInfo:
         """Validate an adapter file and keep it as a new version of `name`.
 
@@ -113,6 +115,10 @@ class Catalog:
             tag: `step-<n>` makes a checkpoint of a training job: never current, outside the quota,
                 reached as `name@step-<n>`; the same tag again replaces it. Not for requests: the
                 trainer's only.
+            also: called with the session and the version inside the transaction that makes the
+                version visible, or current, also when the upload repeats one; what it writes is
+                durable together with the version or not at all. If it raises, so does `upload`,
+                and nothing changed. Keep it short: other writers wait.
 
         Raises:
             InvalidName, ReservedName, TenantNotFound
@@ -123,7 +129,7 @@ class Catalog:
         check_new_name(name, self._parts.base.name)
         if tag is not None:
             check_tag(tag)
-        order = uploading.Order(tenant, name, activate, tag)
+        order = uploading.Order(tenant, name, activate, tag, also)
         if isinstance(source, Spool):
             return self._upload(order, source)
         with self.spool() as spool:
@@ -265,9 +271,7 @@ class Catalog:
     def close(self) -> None:
         """Finish collecting. Holds may still be released, which then collects nothing: what they
         kept is for the next `recover`."""
-        with self._closing:
-            self._closed = True
-        self._collector.shutdown(wait=True)
+        self._collector.close()
 
     # ---- below the door
 
@@ -278,7 +282,7 @@ class Catalog:
             with self._parts.registry.read() as session:
                 found = tuple(reading.find_version(session, tenant, r, base) for r in parsed)
             if self._holds.take([Held(v.digest, v.blob_id) for v in found], generation):
-                return Resolution(found, self._give_back)
+                return Resolution(found, self._collector.give_back)
 
     @contextmanager
     def _hold_digest(self, digest: str) -> Iterator[Sequence[str]]:
@@ -298,7 +302,7 @@ class Catalog:
                 raise AdapterNotFound(digest)
             yield blob_ids
         finally:
-            self._give_back(items)
+            self._collector.give_back(items)
 
     @contextmanager
     def _verified(self, digest: str, blob_id: str) -> Iterator[Path]:
@@ -310,12 +314,6 @@ class Catalog:
                 removing.quarantine(self._parts, digest, blob_id)
                 path = stack.enter_context(self._parts.blobs.checkout(blob_id))
             yield path
-
-    def _give_back(self, items: Sequence[Held]) -> None:
-        for blob_id in self._holds.give_back(items):
-            with self._closing:
-                if not self._closed:
-                    self._collector.submit(removing.collect_quietly, self._parts, blob_id)
 
 
 def _parse(text: str) -> Ref:

@@ -60,21 +60,28 @@ class ReservedName(CatalogError):
 
 
 class UploadTooLarge(CatalogError):
-    """413: more bytes came than one adapter file may have."""
+    """413: more bytes came than one file may have."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        super().__init__(f"The adapter file is larger than the limit of {limit} bytes.")
+        super().__init__(f"The file is larger than the limit of {limit} bytes.")
 
 
 class QuotaExceeded(CatalogError):
-    """409 for `adapters`, 413 for `bytes`: the tenant would pass its quota."""
+    """The tenant would pass its quota: 409 for a number (`adapters`, `files`), 413 for bytes
+    (`bytes` of adapters, `file bytes`)."""
 
-    def __init__(self, what: Literal["adapters", "bytes"], wanted: int, limit: int) -> None:
+    def __init__(
+        self,
+        what: Literal["adapters", "bytes", "files", "file bytes"],
+        wanted: int,
+        limit: int,
+    ) -> None:
         self.what, self.wanted, self.limit = what, wanted, limit
+        way_out = "a file" if what.startswith("file") else "an adapter or a version"
         super().__init__(
             f"This would make {wanted} {what} of at most {limit} for the tenant; "
-            "delete an adapter or a version first."
+            f"delete {way_out} first."
         )
 
 
@@ -126,8 +133,36 @@ class AdapterCorrupt(CatalogError):
         super().__init__(f"The stored adapter {digest[:19]}… is damaged ({why}); upload it again.")
 
 
+class FileNotFound(CatalogError):
+    """404: no such file, deleted, or another tenant's. One message for all of them, so that nobody
+    learns which."""
+
+    def __init__(self, given: str) -> None:
+        self.given = given
+        super().__init__(
+            f"The file '{printable(given)}' does not exist or you do not have access to it."
+        )
+
+
+class InvalidFilename(CatalogError):
+    """400: the text cannot be the name of a file."""
+
+    def __init__(self, given: str, why: str) -> None:
+        self.given, self.why = given, why
+        super().__init__(f"'{printable(given)}' is not a valid file name: {why}.")
+
+
+class FileCorrupt(CatalogError):
+    """409 `file_corrupt`: the stored bytes are gone or are not those that were uploaded. Uploading
+    the same bytes again restores the file."""
+
+    def __init__(self, file_id: str, why: str) -> None:
+        self.file_id, self.why = file_id, why
+        super().__init__(f"The stored file {file_id} is damaged ({why}); upload it again.")
+
+
 class BlobMissing(CatalogError):
-    """No blob of this id; the catalog turns it into `AdapterCorrupt` where a version names it."""
+    """No blob of this id; whoever needs it turns it into `AdapterCorrupt` or `FileCorrupt`."""
 
     def __init__(self, blob_id: str) -> None:
         self.blob_id = blob_id
@@ -135,7 +170,7 @@ class BlobMissing(CatalogError):
 
 
 class BlobCorrupt(CatalogError):
-    """The bytes of a blob do not have its sha256; the catalog turns it into `AdapterCorrupt`."""
+    """The bytes of a blob do not have its sha256; see `BlobMissing`."""
 
     def __init__(self, blob_id: str, found: str) -> None:
         self.blob_id, self.found = blob_id, found

@@ -16,7 +16,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Held(NamedTuple):
-    """What one hold keeps: a digest, and the blob that encodes it."""
+    """What one hold keeps: a digest, and the blob that encodes it. For a file its id stands in the
+    digest's place."""
 
     digest: str
     blob_id: str

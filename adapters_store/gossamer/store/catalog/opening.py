@@ -55,7 +55,7 @@ def open_keys(
 
 
 class Store:
-    """Registry, keys and catalog of one data folder; use as a context, or `close`.
+    """Registry, keys, catalog and files of one data folder; use as a context, or `close`.
 
     Args:
         data: the folder, made if missing.
@@ -111,6 +111,7 @@ class Store:
                 owner=owner,
                 failpoint=failpoint,
             )
+            self.files = self.catalog.files
             stack.callback(self.catalog.close)
             if owner:
                 self.catalog.recover()

@@ -1,8 +1,9 @@
 """Delete, collect, quarantine, recover: everything that takes something away.
 
 A delete is a tombstone: one transaction, after which nothing resolves to the version. Its blob goes
-later, in the server process only, when no version, no upload in progress and no hold needs it. The
-blob's row is locked from that decision until the file is gone, so no upload can come in between.
+later, in the server process only, when no version, no file, no upload in progress and no hold needs
+it. The blob's row is locked from that decision until the file is gone, so no upload can come in
+between. Files are deleted the same way (`gossamer.store.files`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from gossamer.store.catalog.errors import (
     AdapterCorrupt,
@@ -24,6 +24,7 @@ from gossamer.store.catalog.errors import (
     CurrentVersion,
     NotOwner,
 )
+from gossamer.store.catalog.needs import is_a_versions, is_claimed, is_needed, needed_blobs
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.reading import find_live_adapter, live_versions
 from gossamer.store.failpoints import Failpoint
@@ -101,14 +102,14 @@ def collect(parts: Parts, blob_id: str) -> bool:
         raise NotOwner("unlink a blob")
     with parts.registry.write() as session:
         row = session.get(Blob, blob_id, with_for_update=True)
-        if row is None or _is_referred(session, blob_id):
+        if row is None or is_needed(session, blob_id):
             return False
         stale = sa.delete(Upload).where(
             Upload.blob_id == blob_id,
             Upload.started_at < parts.clock() - timedelta(seconds=parts.limits.grace_s),
         )
         session.execute(stale)
-        if _is_claimed(session, blob_id) or not parts.holds.claim(blob_id):
+        if is_claimed(session, blob_id) or not parts.holds.claim(blob_id):
             return False
         parts.failpoint(Failpoint.DELETE_CLAIMED)
         parts.blobs.delete(blob_id)
@@ -138,17 +139,35 @@ def quarantine(parts: Parts, digest: str, blob_id: str) -> None:
         AdapterCorrupt: it is damaged or gone.
         AdapterNotFound: its versions were deleted meanwhile, and so was it.
     """
+    why = set_aside(parts, blob_id, f"adapter {digest}")
+    if why is None:
+        return
+    with parts.registry.read() as session:
+        if not is_a_versions(session, blob_id):
+            raise AdapterNotFound(digest)
+    raise AdapterCorrupt(digest, why)
+
+
+def set_aside(parts: Parts, blob_id: str, user: str) -> str | None:
+    """Look at a blob that read back wrong again, under its lock. If it is damaged and needed, its
+    versions become corrupt, and the owner moves it aside.
+
+    Args:
+        user: whose bytes these are, for the log.
+
+    Returns what is wrong with it, or None if it is whole.
+    """
     with parts.registry.write() as session:
         session.get(Blob, blob_id, with_for_update=True)
         try:
             with parts.blobs.checkout(blob_id):
-                return
+                return None
         except (BlobCorrupt, BlobMissing) as error:
             why = "missing" if isinstance(error, BlobMissing) else "its bytes have changed"
-        if not _is_referred(session, blob_id):
-            raise AdapterNotFound(digest)
+        if not is_needed(session, blob_id):
+            return why
         # An upload that is putting the same bytes is about to restore them: leave it alone.
-        if not _is_claimed(session, blob_id):
+        if not is_claimed(session, blob_id):
             session.execute(
                 sa.update(Version)
                 .where(Version.blob_id == blob_id, Version.status == ACTIVE)
@@ -156,8 +175,8 @@ def quarantine(parts: Parts, digest: str, blob_id: str) -> None:
             )
             if parts.owner:
                 parts.blobs.quarantine(blob_id)
-    log.error("blob %s of adapter %s is quarantined: %s", blob_id, digest, why)
-    raise AdapterCorrupt(digest, why)
+    log.error("blob %s of %s is quarantined: %s", blob_id, user, why)
+    return why
 
 
 def recover(parts: Parts) -> Recovered:
@@ -177,11 +196,7 @@ def recover(parts: Parts) -> Recovered:
         ).scalar_one()
         session.execute(sa.delete(Upload).where(Upload.started_at < limit))
         known = set(session.execute(sa.select(Blob.id)).scalars())
-        needed = set(
-            session.execute(
-                sa.select(Version.blob_id).where(Version.status != TOMBSTONED).distinct()
-            ).scalars()
-        )
+        needed = needed_blobs(session)
     # A file without a row gets one, so that there is a row to lock while it is removed.
     strays = [s for s in parts.blobs.list() if s.blob_id not in known and s.modified < limit]
     for stray in strays:
@@ -194,13 +209,3 @@ def recover(parts: Parts) -> Recovered:
     if found != Recovered(0, 0, 0):
         log.info("recovered the store: %s", found)
     return found
-
-
-def _is_referred(session: Session, blob_id: str) -> bool:
-    query = sa.select(Version.id).where(Version.blob_id == blob_id, Version.status != TOMBSTONED)
-    return session.execute(query.limit(1)).first() is not None
-
-
-def _is_claimed(session: Session, blob_id: str) -> bool:
-    query = sa.select(Upload.id).where(Upload.blob_id == blob_id)
-    return session.execute(query.limit(1)).first() is not None

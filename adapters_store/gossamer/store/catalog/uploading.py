@@ -11,16 +11,15 @@ removes all three.
 
 from __future__ import annotations
 
-import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from gossamer.store.catalog.errors import CatalogError, UploadInterrupted
+from gossamer.store.catalog.claims import abandon, claim, settle
 from gossamer.store.catalog.intake import Facts
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.quota import check_quota
@@ -28,30 +27,23 @@ from gossamer.store.catalog.reading import version_info
 from gossamer.store.catalog.removing import collect_quietly
 from gossamer.store.catalog.views import VersionInfo
 from gossamer.store.failpoints import Failpoint
-from gossamer.store.registry.models import (
-    ACTIVE,
-    CORRUPT,
-    TOMBSTONED,
-    Adapter,
-    Blob,
-    Tenant,
-    Upload,
-    Version,
-)
+from gossamer.store.registry.models import ACTIVE, TOMBSTONED, Adapter, Tenant, Version
 from gossamer.store.registry.tenants import lock_tenant
 from gossamer.store.spool import Spool
 
-log = logging.getLogger(__name__)
+#: What another room writes in the transaction that makes a version visible, told of the version.
+Also = Callable[[Session, VersionInfo], None]
 
 
 @dataclass(frozen=True)
 class Order:
-    """What was asked for. `number` is given by the registry; a tag means a checkpoint."""
+    """What was asked for. The registry gives the number; a tag means a checkpoint."""
 
     tenant: str
     name: str
     activate: bool
     tag: str | None
+    also: Also | None = None
 
 
 def upload(parts: Parts, order: Order, spool: Spool, facts: Facts) -> VersionInfo:
@@ -64,7 +56,7 @@ def upload(parts: Parts, order: Order, spool: Spool, facts: Facts) -> VersionInf
         parts.blobs.put(spool)
         info, replaced = _register(parts, order, facts, upload_id)
     except BaseException:
-        _abandon(parts, upload_id, facts.blob_id)
+        abandon(parts, upload_id, facts.blob_id)
         raise
     parts.failpoint(Failpoint.UPLOAD_REGISTERED)
     for blob_id in replaced:
@@ -80,13 +72,10 @@ def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionI
         adapter = _find_adapter(session, tenant, order.name)
         version = _find_same(session, adapter, order, facts)
         if version is not None and adapter is not None and version.status == ACTIVE:
-            _activate(order, adapter, version)
-            return version_info(version, adapter, order.tenant)
+            return _finish(session, order, adapter, version)
         if version is None and order.tag is None:
             check_quota(session, parts.limits, tenant.id, order.name, facts.blob_id, facts.nbytes)
-        _ensure_blob(session, facts, now)
-        session.add(Upload(id=upload_id, blob_id=facts.blob_id, started_at=now))
-        session.flush()
+        claim(session, upload_id, facts.blob_id, facts.nbytes, now)
         parts.failpoint(Failpoint.UPLOAD_STAGING)
     parts.failpoint(Failpoint.UPLOAD_STAGED)
     return None
@@ -99,17 +88,7 @@ def _register(
     now = parts.clock()
     with parts.registry.write() as session:
         tenant = lock_tenant(session, order.tenant)
-        session.get(Blob, facts.blob_id, with_for_update=True)
-        claim = session.get(Upload, upload_id)
-        if claim is None:
-            raise UploadInterrupted(order.name)
-        session.delete(claim)
-        # The bytes are whole again, for whichever version had lost them.
-        session.execute(
-            sa.update(Version)
-            .where(Version.blob_id == facts.blob_id, Version.status == CORRUPT)
-            .values(status=ACTIVE)
-        )
+        settle(session, upload_id, facts.blob_id, order.name)
         adapter = _find_adapter(session, tenant, order.name)
         version = _find_same(session, adapter, order, facts)
         replaced: list[str] = []
@@ -124,22 +103,9 @@ def _register(
             session.add(version)
         if adapter is None:
             raise RuntimeError("a version without its adapter")
-        _activate(order, adapter, version)
-        session.flush()
-        info = version_info(version, adapter, order.tenant)
+        info = _finish(session, order, adapter, version)
         parts.failpoint(Failpoint.UPLOAD_REGISTERING)
     return info, replaced
-
-
-def _abandon(parts: Parts, upload_id: str, blob_id: str) -> None:
-    """End the claim of an upload that failed. If even that fails, the grace ends it."""
-    try:
-        with parts.registry.write() as session:
-            session.execute(sa.delete(Upload).where(Upload.id == upload_id))
-    except CatalogError as error:
-        log.warning("an upload's claim is left to the grace: %s", error)
-        return
-    collect_quietly(parts, blob_id)
 
 
 def _find_adapter(session: Session, tenant: Tenant, name: str) -> Adapter | None:
@@ -173,17 +139,6 @@ def _find_same(
         if version.digest == facts.digest and (version.status == ACTIVE or same_bytes):
             return version
     return None
-
-
-def _ensure_blob(session: Session, facts: Facts, now: datetime) -> None:
-    """The blob's row, made if missing, and locked."""
-    if session.get(Blob, facts.blob_id, with_for_update=True) is not None:
-        return
-    try:
-        with session.begin_nested():
-            session.add(Blob(id=facts.blob_id, nbytes=facts.nbytes, created_at=now))
-    except IntegrityError:  # another process was faster; then it is there to be locked
-        session.get_one(Blob, facts.blob_id, with_for_update=True)
 
 
 def _new_adapter(session: Session, tenant: Tenant, name: str, now: datetime) -> Adapter:
@@ -238,6 +193,13 @@ def _replace_tagged(
     return [version.blob_id for version in old]
 
 
-def _activate(order: Order, adapter: Adapter, version: Version) -> None:
+def _finish(session: Session, order: Order, adapter: Adapter, version: Version) -> VersionInfo:
+    """The last of a registration, or of an upload that repeats a version."""
     if order.activate and version.number is not None:
         adapter.current_number = version.number
+    session.flush()
+    info = version_info(version, adapter, order.tenant)
+    if order.also is not None:
+        order.also(session, info)
+        session.flush()
+    return info

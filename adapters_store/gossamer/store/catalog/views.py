@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from gossamer.store.format import DEFAULT_LIMITS, ServingDtype
 from gossamer.store.format import Limits as FileLimits
 
 Status = Literal["active", "tombstoned", "corrupt"]
+#: what a file is for: training data that a tenant sent, or what a job reports of its run
+Purpose = Literal["fine-tune", "fine-tune-results"]
+Direction = Literal["asc", "desc"]
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class StoreLimits:
     Attributes:
         adapters: adapters a tenant may have; one with checkpoints only does not count.
         stored_bytes: bytes a tenant's numbered versions may take, equal files counted once.
-        file: caps of one file's validation.
+        file: caps of one adapter file's validation.
+        files: training files a tenant may have; a job's result files do not count.
+        file_bytes: bytes that these may take, equal files counted once.
+        training_file_bytes: cap of one training file.
         grace_s: age in seconds after which an upload in progress counts as abandoned, and a blob
             that the registry does not know as garbage.
     """
@@ -45,6 +53,9 @@ class StoreLimits:
     adapters: int = 100
     stored_bytes: int = 4 << 30
     file: FileLimits = DEFAULT_LIMITS
+    files: int = 100
+    file_bytes: int = 1 << 30
+    training_file_bytes: int = 256 << 20
     grace_s: float = 3600.0
 
 
@@ -121,6 +132,42 @@ class Usage:
 
     adapters: int
     stored_bytes: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file that a tenant keeps beside its adapters.
+
+    Attributes:
+        id: `file-<24 hex digits>`, drawn at random.
+        filename: as the client called it; shown, and never a path of ours.
+        nbytes: size in bytes.
+        blob_id: sha256 of the bytes, 64 hex digits.
+    """
+
+    id: str
+    tenant: str
+    filename: str
+    purpose: Purpose
+    nbytes: int
+    blob_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class FileUsage:
+    """What a tenant's quota of files counts (see `StoreLimits`)."""
+
+    files: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """Some of a list, and whether more follow."""
+
+    items: tuple[Item, ...]
+    has_more: bool
 
 
 @dataclass(frozen=True)

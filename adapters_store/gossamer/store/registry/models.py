@@ -1,4 +1,4 @@
-"""The schema: who owns which versions, and which blob holds each one's bytes.
+"""The schema: who owns which versions and files, and which blob holds each one's bytes.
 
 Portable: nothing here is particular to SQLite or PostgreSQL. The tables are made by the numbered
 migrations and never by `create_all`; a test compares the two.
@@ -106,8 +106,24 @@ class Blob(Model):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class File(Model):
+    """What a tenant sent to train on, or a job's results; a tombstone once deleted."""
+
+    __tablename__ = "files"
+
+    id: Mapped[int] = mapped_column(primary_key=True)  # grows with the order of registration
+    public_id: Mapped[str] = mapped_column(sa.String(32), unique=True)
+    tenant_id: Mapped[int] = mapped_column(sa.ForeignKey("tenants.id"), index=True)
+    filename: Mapped[str] = mapped_column(sa.String(255))
+    purpose: Mapped[str] = mapped_column(sa.String(32))
+    blob_id: Mapped[str] = mapped_column(sa.String(64), index=True)  # no foreign key: see Version
+    nbytes: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class Upload(Model):
-    """A claim on a blob from before it is put until its version is registered.
+    """A claim on a blob from before it is put until its version or file is registered.
 
     While there is one, nobody collects the blob, in whichever process the upload runs.
     """

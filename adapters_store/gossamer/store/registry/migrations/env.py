@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from gossamer.store.registry import job_models  # noqa: F401 - its tables join the metadata
 from gossamer.store.registry.models import Model
 
 connection = context.config.attributes.get("connection")
