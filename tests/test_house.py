@@ -12,7 +12,7 @@ ROOMS = {
     "server": {"api", "engine", "base", "cli"},
     "kernels": {"kernels"},
     "adapters_store": {"store", "merge"},
-    "trainer": {"training"},
+    "trainer": {"jobs", "training"},
 }
 FORBIDDEN_NAMES = {"http", "triton", "types", "queue"}
 MAX_FILE_LINES = 400

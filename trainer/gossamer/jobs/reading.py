@@ -1,0 +1,129 @@
+"""Reading jobs: from ids to rows, and from rows to what callers see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import cast
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gossamer.jobs.errors import JobNotFound, UnknownCursor
+from gossamer.jobs.requests import request_view
+from gossamer.jobs.views import Checkpoint, Job, JobError, Order, Status
+from gossamer.store.catalog.views import Direction, Page
+from gossamer.store.registry.job_models import SUCCEEDED, JobCheckpoint, JobMetadata
+from gossamer.store.registry.job_models import Job as Row
+from gossamer.store.registry.models import Tenant
+
+_JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
+_CHECKPOINT_ID = re.compile(r"ftckpt-[0-9a-f]{24}")
+
+
+def find_row(session: Session, tenant: str, job_id: str, *, lock: bool = False) -> Row:
+    """A tenant's job.
+
+    Raises:
+        JobNotFound: there is none of that id, or it is another tenant's.
+    """
+    row = None
+    if _JOB_ID.fullmatch(job_id):  # a database does not take every text
+        query = (
+            sa.select(Row)
+            .join(Tenant, Tenant.id == Row.tenant_id)
+            .where(Row.public_id == job_id, Tenant.name == tenant)
+        )
+        row = session.execute(query.with_for_update(of=Row) if lock else query).scalar_one_or_none()
+    if row is None:
+        raise JobNotFound(job_id)
+    return row
+
+
+def job_view(session: Session, row: Row) -> Job:
+    """A row as a value."""
+    return _view(row, session.get_one(Tenant, row.tenant_id).name)
+
+
+def read_jobs(
+    session: Session,
+    tenant: str,
+    after: str | None,
+    limit: int,
+    metadata: Mapping[str, str],
+    without_metadata: bool,
+) -> Page[Job]:
+    """See `backlog.Backlog.list`."""
+    query = sa.select(Row).join(Tenant, Tenant.id == Row.tenant_id).where(Tenant.name == tenant)
+    if after is not None:
+        try:
+            query = query.where(Row.id < find_row(session, tenant, after).id)
+        except JobNotFound as error:
+            raise UnknownCursor(after) from error
+    pairs = sa.exists().where(JobMetadata.job_id == Row.id)
+    for key, value in metadata.items():
+        query = query.where(pairs.where(JobMetadata.key == key, JobMetadata.value == value))
+    if without_metadata:
+        query = query.where(~pairs)
+    found = session.execute(query.order_by(Row.id.desc()).limit(limit + 1)).scalars().all()
+    return Page(tuple(_view(row, tenant) for row in found[:limit]), len(found) > limit)
+
+
+def read_checkpoints(
+    session: Session, row: Row, after: str | None, limit: int, order: Direction
+) -> Page[Checkpoint]:
+    """See `backlog.Backlog.checkpoints`."""
+    query = sa.select(JobCheckpoint).where(JobCheckpoint.job_id == row.id)
+    newest_first = order == "desc"
+    step = JobCheckpoint.step
+    if after is not None:
+        cursor = None
+        if _CHECKPOINT_ID.fullmatch(after):
+            cursor = session.execute(
+                query.where(JobCheckpoint.public_id == after)
+            ).scalar_one_or_none()
+        if cursor is None:
+            raise UnknownCursor(after)
+        query = query.where(step < cursor.step if newest_first else step > cursor.step)
+    query = query.order_by(step.desc() if newest_first else step).limit(limit + 1)
+    found = session.execute(query).scalars().all()
+    return Page(tuple(_checkpoint(c, row) for c in found[:limit]), len(found) > limit)
+
+
+def _checkpoint(found: JobCheckpoint, row: Row) -> Checkpoint:
+    return Checkpoint(
+        id=found.public_id,
+        job_id=row.public_id,
+        step=found.step,
+        model=found.model,
+        digest=found.digest,
+        metrics=found.metrics,
+        created_at=found.created_at,
+    )
+
+
+def _view(row: Row, tenant: str) -> Job:
+    return Job(
+        id=row.public_id,
+        tenant=tenant,
+        status=cast(Status, row.status),
+        wanted=cast(Order | None, row.wanted),
+        request=request_view(row.request),
+        seed=row.seed,
+        adapter=row.adapter,
+        base_fingerprint=row.base_fingerprint,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        estimated_finish=row.estimated_finish,
+        attempt=row.attempt,
+        step=row.step,
+        steps=row.steps,
+        loss=row.loss,
+        trained_tokens=row.trained_tokens,
+        error=None if row.error is None else JobError(**row.error),
+        fine_tuned_model=row.adapter if row.status == SUCCEEDED else None,
+        version=row.version_label,
+        digest=row.version_digest,
+        result_files=tuple(row.result_files),
+    )
