@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from gossamer.base.fingerprint import fingerprint
-from gossamer.base.load import BaseFiles, load_directory, load_model
+from gossamer.base.load import BaseFiles, load_directory, load_model, load_tokenizer
+from gossamer.store.delta import DeltaSet
 from gossamer.training import TrainConfig
 from gossamer.training.run import TrainResult, train
 
@@ -54,3 +55,28 @@ def linear_of(
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(values)
     return linear.requires_grad_(requires_grad=False)
+
+
+def run_of(
+    base: BaseFiles, data: Path, method: str, parameters: Mapping[str, Any], *,
+    adapters: Mapping[str, DeltaSet] | None = None, **settings: Any,
+) -> TrainResult:  # fmt: skip
+    """A run of a method, of a few steps.
+
+    Args:
+        adapters: those that the parameters refer to.
+        settings: of the config, and what `train` takes besides it.
+    """
+    defaults = {"batch_size": 8, "max_steps": 4, "learning_rate": 1e-2, "device": "cpu"}
+    given: dict[str, Any] = {
+        name: settings.pop(name)
+        for name in ("folder", "stop", "watcher", "model")
+        if name in settings
+    }
+    config = TrainConfig.of(
+        data=data, method=method, parameters=parameters, **{**defaults, **settings}
+    )
+    model = given.pop("model", None) or load_model(base)
+    if adapters is not None:
+        given["adapters"] = adapters.__getitem__
+    return train(config, base, model=model, tokenizer=load_tokenizer(base), **given)

@@ -11,7 +11,7 @@ from gossamer.training.batches import IGNORED, collate
 from gossamer.training.data import read_examples
 from gossamer.training.encode import Encoded, encode_examples
 from gossamer.training.errors import DataError
-from gossamer.training.loop import Trainee
+from gossamer.training.trainee import Trainee
 from tests.tiny import ARCHS, EOS_ID, tiny_model, tiny_tokenizer
 from tests.training.support import write_jsonl
 

@@ -1,29 +1,41 @@
 """The sparse layer against dense autograd, and the base's bits after it."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from gossamer.base.fingerprint import fingerprint
 from gossamer.store.format import seeded_positions
 from gossamer.training import sparse
-from gossamer.training.sparse import SparseLinear, Support, attached, values_gradient
+from gossamer.training.sparse import (
+    SparseLinear,
+    Support,
+    TrainedLayer,
+    attached,
+    values_gradient,
+)
 from tests.tiny import ARCHS, tiny_model
 from tests.training.support import linear_of
 
 OUT, IN = 12, 20
 
 
-def positions_of(density: float, out: int = OUT, columns: int = IN) -> NDArray[np.int64]:
+def positions_of(density: float, out: int = OUT, columns: int = IN) -> Tensor:
     count = max(1, round(density * out * columns))
-    return seeded_positions(3, "w", out * columns, count)
+    return torch.from_numpy(seeded_positions(3, "w", out * columns, count))
+
+
+def made(where: Mapping[str, Tensor]) -> dict[str, Callable[[nn.Linear], TrainedLayer]]:
+    def of(positions: Tensor) -> Callable[[nn.Linear], TrainedLayer]:
+        return lambda linear: SparseLinear(linear, positions, written=True)
+
+    return {name: of(positions) for name, positions in where.items()}
 
 
 def double_layer(*, written: bool, bias: bool = True, density: float = 0.1) -> SparseLinear:
@@ -40,9 +52,8 @@ def apply_values(layer: SparseLinear, x: Tensor, values: Tensor) -> Tensor:
     with torch.no_grad():
         layer.values.copy_(values)
     layer.write()
-    y: Any = sparse._SparseLinear.apply(
-        x, values, layer.linear.weight.clone(), layer.linear.bias, layer.support, layer.written
-    )
+    weight = layer.linear.weight.clone()
+    y: Any = sparse._SparseLinear.apply(x, values, weight, layer.linear.bias, layer)
     assert isinstance(y, Tensor)
     return y
 
@@ -77,9 +88,8 @@ def test_gradcheck_rejects_a_corrupted_index(
             layer.values.copy_(values)
         layer.write()
         layer.support = Support(right.shape, wrong)
-        y: Any = sparse._SparseLinear.apply(
-            x, values, layer.linear.weight.clone(), None, layer.support, True
-        )
+        weight = layer.linear.weight.clone()
+        y: Any = sparse._SparseLinear.apply(x, values, weight, None, layer)
         assert isinstance(y, Tensor)
         return y
 
@@ -115,7 +125,7 @@ def test_values_and_gradients_equal_dense_autograd(
 
 
 def test_both_ways_to_the_gradient_agree_in_fp32() -> None:
-    support = Support((48, 64), torch.from_numpy(positions_of(0.05, 48, 64)))
+    support = Support((48, 64), positions_of(0.05, 48, 64))
     g, x = torch.randn(200, 48), torch.randn(200, 64)
     sampled = values_gradient(g, x, support, sampled=True)
     dense = values_gradient(g, x, support, sampled=False)
@@ -183,10 +193,10 @@ def test_a_model_is_itself_again_after_the_layers(arch: str) -> None:
     model = tiny_model(arch)
     before, layers_before = fingerprint(model), dict(model.named_modules())
     name = next(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "attn" in n)
-    where = {f"{name}.weight": np.arange(0, 500, 5, dtype=np.int64)}
+    where = {f"{name}.weight": torch.arange(0, 500, 5)}
     ids = torch.arange(20).view(1, -1)
     plain = model(input_ids=ids).logits
-    with attached(model, where, written=True) as layers:
+    with attached(model, made(where)) as layers:
         torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=0, atol=0)
         layer = layers[f"{name}.weight"]
         with torch.no_grad():
@@ -199,17 +209,17 @@ def test_a_model_is_itself_again_after_the_layers(arch: str) -> None:
     assert torch.equal(model(input_ids=ids).logits, plain)
 
 
-def fingerprint_of_weight(layer: SparseLinear) -> str:
+def fingerprint_of_weight(layer: TrainedLayer) -> str:
     return hashlib.sha256(layer.linear.weight.detach().numpy().tobytes()).hexdigest()
 
 
 def test_layers_are_restored_when_the_run_fails() -> None:
     model = tiny_model("llama")
     before = fingerprint(model)
-    where = {"model.layers.0.self_attn.o_proj.weight": np.arange(9, dtype=np.int64)}
+    where = {"model.layers.0.self_attn.o_proj.weight": torch.arange(9)}
 
     def fail() -> None:
-        with attached(model, where, written=True) as layers:
+        with attached(model, made(where)) as layers:
             for layer in layers.values():
                 with torch.no_grad():
                     layer.values.fill_(1.0)
@@ -223,8 +233,8 @@ def test_layers_are_restored_when_the_run_fails() -> None:
 
 def test_only_linear_layers_can_be_attached() -> None:
     model = tiny_model("llama")
-    where = {"model.norm.weight": np.arange(3, dtype=np.int64)}
-    layers = attached(model, where, written=True)
+    where = {"model.norm.weight": torch.arange(3)}
+    layers = attached(model, made(where))
     with pytest.raises(TypeError, match="not the weight of a linear layer"):
         layers.__enter__()
     assert fingerprint(model) == fingerprint(tiny_model("llama"))

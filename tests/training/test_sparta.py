@@ -2,16 +2,22 @@
 
 import hashlib
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from gossamer.jobs.methods import SpartaParameters
 from gossamer.store.format import seeded_positions
 from gossamer.training.errors import ConfigError, DensityError, UnknownTargetError
-from gossamer.training.methods import METHODS, Density, find_method
-from gossamer.training.methods.sparta import SPARTA, SpartaParameters
+from gossamer.training.methods import Density
+from gossamer.training.methods.sparta import SPARTA, Drawn, draw
 from gossamer.training.methods.targets import match_targets
+from tests.training.references import Task, assert_values, masked_adamw, masks_of
+from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 SHAPES = {"q_proj": (64, 64), "k_proj": (16, 64), "v_proj": (16, 64), "o_proj": (64, 64)}
@@ -24,8 +30,8 @@ PACKED = {"model.layers.0.self_attn.qkv_proj.weight": (96, 64), "layers.0.o_proj
 MODEL = sum(math.prod(shape) for shape in TABLE.values())
 
 
-def select(seed: int = 7, **parameters: Any):
-    return SPARTA.select(SpartaParameters(**parameters), TABLE, seed)
+def select(seed: int = 7, **parameters: Any) -> Drawn:
+    return draw(SpartaParameters(**parameters), TABLE, seed)
 
 
 @pytest.mark.parametrize("of", ["model", "targets"])
@@ -55,7 +61,7 @@ def test_positions_are_spread_over_the_targets_by_their_size() -> None:
 def test_the_seed_alone_gives_the_positions_back() -> None:
     selection = select(density=0.03, seed=11)
     for name, where in selection.positions.items():
-        assert selection.seeds[name] == 11
+        assert selection.seed == 11
         again = seeded_positions(11, name, math.prod(TABLE[name]), where.size)
         np.testing.assert_array_equal(where, again)
 
@@ -71,7 +77,7 @@ def test_another_seed_or_weight_has_other_positions() -> None:
 
 def test_a_seed_of_the_mask_replaces_that_of_the_run() -> None:
     one, other = select(seed=1, mask_seed=5), select(seed=2, mask_seed=5)
-    assert set(one.seeds.values()) == {5}
+    assert one.seed == 5
     for name, where in one.positions.items():
         np.testing.assert_array_equal(where, other.positions[name])
 
@@ -160,11 +166,22 @@ def test_the_default_learning_rate_falls_with_density_and_size() -> None:
     assert rate(1.0, 10**15) >= 1e-5
 
 
-def test_every_method_declares_defaults_and_describes_them() -> None:
-    for name, method in METHODS.items():
-        assert find_method(name) is method
-        assert method.name == name
-        method.parameters()
-        for field in method.parameters.model_fields.values():
-            assert field.description
-            assert not field.is_required()
+def test_the_values_are_what_masked_training_gives(
+    tiny_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Adam on the drawn entries alone, against a dense change under a mask."""
+    base = tiny_base(tiny_dir("llama"))
+    data = write_jsonl(tmp_path / "data.jsonl", counting_examples(12))
+    result = run_of(
+        base, data, "sparta", {"density": 0.05, "of": "targets"}, batch_size=4, max_steps=4,
+        learning_rate=3e-3, value_dtype="F32",
+    )  # fmt: skip
+    task = Task.of(base, data, 4, 3e-3)
+    weights = task.weights("v_proj", "o_proj")
+    masks = masks_of(result.delta_set, list(weights), weights)
+    total = sum(weight.numel() for weight in weights.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.05 * total)
+    zero = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    assert_values(result.delta_set, masked_adamw(task, masks, zero, 0, 4, 4))
+    with pytest.raises(AssertionError):
+        assert_values(result.delta_set, masked_adamw(task, masks, zero, 0, 3, 4))

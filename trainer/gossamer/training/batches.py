@@ -32,7 +32,7 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
         ids = torch.from_numpy(example.ids)
         input_ids[row, begin:] = ids
         attention_mask[row, begin:] = 1
-        labels[row, begin:width] = ids.masked_fill(~torch.from_numpy(example.trained), IGNORED)
+        labels[row, begin:width] = _marked(example)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -40,3 +40,31 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
         # one to the left: the logits of a position are about the token after it
         "labels": labels[:, 1:][:, width - scored :].contiguous(),
     }
+
+
+def pack(examples: Sequence[Encoded]) -> dict[str, Tensor]:
+    """All examples behind one another in a single row, without padding.
+
+    Positions begin anew with each example; transformers' masks then keep each to itself. There is
+    no attention mask, for that is how it knows.
+
+    Returns:
+        `input_ids` and `position_ids`, int64 [1, tokens], and `labels` as `collate` has them.
+    """
+    ids = torch.from_numpy(examples[0].ids)
+    first = int(examples[0].ids.size - examples[0].scored)
+    if len(examples) > 1:
+        ids = torch.cat([torch.from_numpy(example.ids) for example in examples])
+    positions = torch.cat([torch.arange(example.ids.size) for example in examples])
+    # The first token of an example is never trained, so nothing is predicted over a border.
+    labels = torch.cat([_marked(example) for example in examples] + [torch.tensor([IGNORED])])
+    return {
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "labels": labels[None, 1 + first :].contiguous(),
+    }
+
+
+def _marked(example: Encoded) -> Tensor:
+    """The ids of what is trained; −100 elsewhere."""
+    return torch.from_numpy(example.ids).masked_fill(~torch.from_numpy(example.trained), IGNORED)

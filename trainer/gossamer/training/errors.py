@@ -87,31 +87,48 @@ class UnknownTargetError(TrainingError):
 
 
 class DensityError(TrainingError):
-    """The targets have no room for that density, or it leaves them without a single position."""
+    """The targets have no room for that density, or it leaves them without a single position.
 
-    def __init__(self, wanted: int, available: int, density: float, largest: float) -> None:
+    Attributes:
+        wanted: positions that the density asks for.
+        available: elements that there are.
+        density: what was given.
+        smallest, largest: what would have been possible; a `smallest` of 0 is itself too small.
+    """
+
+    def __init__(
+        self, wanted: int, available: int, density: float, largest: float, smallest: float = 0.0
+    ) -> None:
+        least = f"of at least {smallest:.6g}" if smallest else "above 0"
         super().__init__(
             f"the density {density:g} cannot be reached",
             f"it asks for {wanted:,} positions, and the targets have {available:,} elements",
-            f"Give a density above 0 and up to {largest:.6g}, or more targets",
+            f"Give a density {least} and up to {largest:.6g}, or more targets",
         )
         self.wanted = wanted
         self.available = available
         self.density = density
+        self.smallest = smallest
         self.largest = largest
 
 
 class DivergedError(TrainingError):
     """The loss, or a trained value, is no longer a finite number that an adapter may hold."""
 
-    def __init__(self, what: str, step: int, learning_rate: float) -> None:
+    def __init__(self, what: str, step: int, learning_rate: float | None = None) -> None:
+        rate = "" if learning_rate is None else f"; the learning rate is {learning_rate:g}"
         super().__init__(
-            f"the training diverged at step {step}",
-            f"{what}; the learning rate is {learning_rate:g}",
-            "Lower the learning rate",
+            f"the training diverged at step {step}", what + rate, "Lower the learning rate"
         )
         self.step = step
         self.learning_rate = learning_rate
+
+
+class NotANumberError(ArithmeticError):
+    """A score that positions should be ranked by is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__("a score that positions are ranked by is not a number")
 
 
 class BaseChangedError(TrainingError):
@@ -125,3 +142,74 @@ class BaseChangedError(TrainingError):
         )
         self.before = before
         self.after = after
+
+
+class AdapterError(TrainingError):
+    """An adapter that a run should begin with, or leave alone, cannot be used."""
+
+    def __init__(self, reference: str, problem: str, remedy: str) -> None:
+        super().__init__(f"the adapter {reference!r} cannot be used", problem, remedy)
+        self.reference = reference
+        self.problem = problem
+
+
+class OverlapError(AdapterError):
+    """Two adapters of a chain train the same entries.
+
+    Attributes:
+        weight: the first weight where they do.
+        shared: entries of that weight that both have.
+    """
+
+    def __init__(self, reference: str, other: str, weight: str, shared: int) -> None:
+        super().__init__(
+            reference,
+            f"it shares {shared:,} entries of {weight} with {other!r}",
+            "Give a chain whose adapters were trained one beside the other",
+        )
+        self.other = other
+        self.weight = weight
+        self.shared = shared
+
+
+class NotSelectedError(TrainingError):
+    """The run is too short for its method ever to choose positions."""
+
+    def __init__(self, steps: int, needed: int) -> None:
+        super().__init__(
+            f"{steps} steps are too few for this method",
+            f"it chooses its positions after {needed} steps, and trains them from then on",
+            "Make more steps, or set warmup_steps",
+        )
+        self.steps = steps
+        self.needed = needed
+
+
+class WorkFolderError(TrainingError):
+    """The work folder holds the checkpoints of another run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the work folder {path} cannot be used",
+            "it holds the checkpoints of a run with other settings, data, adapters or base",
+            "Give another folder, or remove this one",
+        )
+        self.path = path
+
+
+class StoppedError(TrainingError):
+    """The run was asked to stop, and did after a step.
+
+    Attributes:
+        step: the last one.
+        resumable: whether a checkpoint of that step lies in the work folder.
+    """
+
+    def __init__(self, step: int, *, resumable: bool) -> None:
+        super().__init__(
+            f"the run was stopped after step {step}",
+            "somebody asked for it",
+            "Resume it" if resumable else "Start it again",
+        )
+        self.step = step
+        self.resumable = resumable

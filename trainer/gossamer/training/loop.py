@@ -1,120 +1,115 @@
-"""The loop: transformers' Trainer around a frozen base with sparse layers.
+"""One phase of a run: transformers' Trainer around the base with the layers that are trained.
 
-The Trainer owns the schedule, accumulation, clipping and the order of the data. It is given a thin
-module around the base, not the base itself, so that nothing it does to its model stays on the base.
+The Trainer owns the order of the data, accumulation, clipping, checkpoints and going on from them.
+Ours are the parameters, the schedule (which may go on over phases) and what is told to whom.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # accelerate depends on it
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from gossamer.training.batches import IGNORED, collate
+from gossamer.training.batches import collate, pack
+from gossamer.training.checkpoints import PhaseFolder
 from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
-from gossamer.training.errors import DivergedError
+from gossamer.training.errors import DivergedError, StoppedError
+from gossamer.training.optimizing import Optimizer, Schedule, new_optimizer
 from gossamer.training.progress import Evaluation, Step, Watcher
-from gossamer.training.sparse import SparseLinear
+from gossamer.training.sparse import TrainedLayer
+from gossamer.training.trainee import Trainee, autocast, evaluate
 
-TRAINER_SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant_with_warmup",
-}
+#: Seconds between two checkpoints, at least; and they may take this share of the time.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
 
-
-class Trainee(nn.Module):
-    """The base as the Trainer sees it: batches of `collate` in, the loss out."""
-
-    #: tells the Trainer that the loss is divided by the tokens of the whole update already
-    accepts_loss_kwargs = True
-
-    def __init__(self, base: PreTrainedModel) -> None:
-        super().__init__()
-        self.base = base
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        #: bytes, at the fullest seen so far
-        self.memory = 0
-        #: tokens processed so far, padding not counted
-        self.tokens = 0
-
-    def train(self, mode: bool = True) -> Trainee:  # noqa: ARG002
-        """Stay in eval mode: no dropout, so that what is trained is what is served."""
-        return self
-
-    def forward(
-        self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Tensor
-    ) -> dict[str, Tensor]:
-        """The loss in nats, summed over the labels and divided by `num_items_in_batch`."""
-        logits = self.logits(labels.shape[1], inputs)
-        flat = labels.reshape(-1)
-        loss = F.cross_entropy(
-            logits.reshape(flat.numel(), -1), flat, ignore_index=IGNORED, reduction="sum"
-        )
-        self.memory = max(self.memory, memory_in_use(loss.device))
-        self.tokens += int(inputs["attention_mask"].sum())
-        count = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return {"loss": loss / count}
-
-    def logits(self, scored: int, inputs: dict[str, Tensor]) -> Tensor:
-        """float32 [rows, scored, vocabulary] of the last positions."""
-        kept: dict[str, Any] = {"logits_to_keep": scored} if self._takes_logits_to_keep else {}
-        logits: Tensor = self.base(**inputs, **kept, use_cache=False).logits
-        return logits[:, -scored:].float()
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes: allocated on a GPU at most so far, or held by this process now."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
+Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What `run_loop` needs besides the config.
+class Phase:
+    """What `run_phase` needs besides the config.
 
     Attributes:
-        trainee: the base, its sparse layers attached.
+        name: for progress and errors.
+        trainee: the base, the trained layers attached.
         layers: these, by base weight name.
+        parameters: what the optimiser moves.
         examples: to train on.
-        held_out: to evaluate on; may be empty.
+        held_out: evaluated before the first step of the run, after its last one, and every
+            `eval_steps` of its last phase; may be empty.
         pad_id: any token; it is masked.
-        learning_rate: the peak.
+        optimizer, schedule, steps: how.
+        first_step, all_steps: where the phase lies in the run.
+        nnz: of the adapter.
         watcher: is told.
-        scratch: a folder that the Trainer may write to; nothing in it is kept.
+        scratch: a folder that the Trainer may write to.
+        folder: where checkpoints are kept; None: there are none.
+        stop: asked after each step; True: end with a checkpoint.
+        after_step: is given the step of the phase, from 1, and the batches that it was made of.
+        keep, keep_every: in the run's last phase, is given the step of the run and its metrics
+            every so many steps, but for the last.
     """
 
+    name: str
     trainee: Trainee
-    layers: dict[str, SparseLinear]
+    layers: Mapping[str, TrainedLayer]
+    parameters: Sequence[torch.nn.Parameter]
     examples: Sequence[Encoded]
     held_out: Sequence[Encoded]
     pad_id: int
-    learning_rate: float
+    optimizer: Optimizer
+    schedule: Schedule
+    steps: int
+    first_step: int
+    all_steps: int
+    nnz: int
     watcher: Watcher
     scratch: Path
+    folder: PhaseFolder | None = None
+    stop: Callable[[], bool] = lambda: False
+    after_step: Callable[[int, Sequence[Batch]], None] | None = None
+    keep: Callable[[int, Mapping[str, float]], None] | None = None
+    keep_every: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with it."""
+        return self.first_step + self.steps == self.all_steps
 
 
 @dataclass
 class History:
-    """What happened: the loss of each step, and the evaluations."""
+    """What happened: the loss of each step, the evaluations, and the seconds of the steps."""
 
     losses: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> History:
+        """From its JSON values."""
+        evaluations = [Evaluation(**one) for one in values["evaluations"]]
+        return cls(list(values["losses"]), evaluations, values["seconds"], values["tokens"])
+
+    def add(self, other: History) -> None:
+        """What happened after."""
+        self.losses += other.losses
+        self.evaluations += other.evaluations
+        self.seconds += other.seconds
+        self.tokens += other.tokens
 
 
 class _Examples(Dataset[Encoded]):
@@ -128,32 +123,62 @@ class _Examples(Dataset[Encoded]):
         return self._examples[index]
 
 
-class _SparseTrainer(Trainer):
-    """The Trainer, with values in the place of weights."""
+class _PhaseTrainer(Trainer):
+    """The Trainer, with our parameters in the place of the model's."""
 
-    def __init__(self, config: TrainConfig, task: Task, args: TrainingArguments) -> None:
+    def __init__(self, config: TrainConfig, phase: Phase, args: TrainingArguments) -> None:
+        make = pack if config.packing else partial(collate, pad_id=phase.pad_id)
         super().__init__(
-            model=task.trainee,
+            model=phase.trainee,
             args=args,
-            data_collator=partial(collate, pad_id=task.pad_id),
-            train_dataset=_Examples(task.examples),
+            data_collator=make,
+            train_dataset=_Examples(phase.examples),
         )
         self._config = config
-        self._task = task
+        self._phase = phase
+        #: of the update that is being made; kept for `after_step` only
+        self.batches: list[Batch] = []
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:  # noqa: ARG002
-        """AdamW on the values alone; the weights follow each of its steps."""
+        """Of the phase's parameters alone; the layers follow each of its steps."""
         if self.optimizer is None:
-            values = [layer.values for layer in self._task.layers.values()]
-            self.optimizer = torch.optim.AdamW(
-                values, lr=self.args.learning_rate, weight_decay=self._config.weight_decay
+            phase = self._phase
+            made = new_optimizer(
+                phase.optimizer, phase.parameters, phase.schedule.peak, self._config.weight_decay
             )
-            self.optimizer.register_step_post_hook(self._write)
+            made.register_step_post_hook(lambda *_: _write(phase.layers.values()))
+            self.optimizer = made
         return self.optimizer
 
-    def _write(self, *_: Any) -> None:
-        for layer in self._task.layers.values():
-            layer.write()
+    def create_scheduler(
+        self,
+        num_training_steps: int,  # noqa: ARG002
+        optimizer: Any = None,
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The phase's part of the run's schedule."""
+        if self.lr_scheduler is None:
+            factor = self._phase.schedule.factor
+            optimizer = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return self.lr_scheduler
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Remember the batch, for whoever looks at the step."""
+        if self._phase.after_step is not None:
+            self.batches.append(dict(inputs))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        """What is trained, and nothing of the base."""
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_state(self._phase.layers), folder / _VALUES)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        """What `_save` kept."""
+        _load(self._phase.layers, load_file(Path(resume_from_checkpoint) / _VALUES))
 
     def autocast_smart_context_manager(
         self,
@@ -163,118 +188,166 @@ class _SparseTrainer(Trainer):
         return autocast(self._config, self.args.device)
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which forward passes run."""
-    if config.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+_VALUES = "values.safetensors"
+
+
+def _write(layers: Iterable[TrainedLayer]) -> None:
+    for layer in layers:
+        layer.write()
+
+
+def _state(layers: Mapping[str, TrainedLayer]) -> dict[str, Tensor]:
+    """Every layer's tensors, by `<weight>|<name>`."""
+    return {
+        f"{weight}|{name}": tensor.detach().cpu().contiguous()
+        for weight, layer in layers.items()
+        for name, tensor in layer.trained_state().items()
+    }
+
+
+def _load(layers: Mapping[str, TrainedLayer], state: Mapping[str, Tensor]) -> None:
+    for weight, layer in layers.items():
+        mine = {
+            key.rpartition("|")[2]: t for key, t in state.items() if key.startswith(f"{weight}|")
+        }
+        layer.load_trained_state(mine)
+        layer.write()
 
 
 class _Reporter(TrainerCallback):
-    """Turns the Trainer's events into ours, and stops a run that cannot come to anything."""
+    """Tells the watcher, keeps the history, asks whether to stop, and when to save."""
 
-    def __init__(self, config: TrainConfig, task: Task, history: History) -> None:
+    def __init__(self, config: TrainConfig, phase: Phase, history: History) -> None:
         self._config = config
-        self._task = task
+        self._phase = phase
         self._history = history
-        self._nnz = sum(layer.values.numel() for layer in task.layers.values())
-        self._began = 0.0
+        self.trainer: _PhaseTrainer | None = None
+        self._since = 0.0
+        self._saved, self._save_took = time.monotonic(), 0.0
+        self._stopping = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._evaluate(0)
-        self._began = time.monotonic()
+        self._phase.trainee.tokens = self._history.tokens
+        if not state.global_step and not self._phase.first_step:
+            self._evaluate(0)
+        self._since = self._saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         logs = given.get("logs")
         if not logs or "loss" not in logs:
             return
         loss, step, rate = float(logs["loss"]), int(state.global_step), logs["learning_rate"]
+        whole = self._phase.first_step + step
         if not torch.isfinite(torch.tensor(loss)):
-            raise DivergedError(f"its loss is {loss}", step, rate)
-        self._history.losses.append(loss)
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        self._task.watcher.stepped(
+            raise DivergedError(f"its loss is {loss}", whole, rate)
+        history, phase = self._history, self._phase
+        history.losses.append(loss)
+        history.tokens = phase.trainee.tokens
+        history.seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+        seconds = max(history.seconds, 1e-9)
+        phase.watcher.stepped(
             Step(
-                step=step,
-                steps=int(state.max_steps),
+                step=whole,
+                steps=phase.all_steps,
+                phase=phase.name,
                 loss=loss,
                 learning_rate=rate,
-                tokens=self._task.trainee.tokens,
-                tokens_per_second=self._task.trainee.tokens / seconds,
-                eta=seconds / step * (state.max_steps - step),
-                nnz=self._nnz,
-                memory=self._task.trainee.memory,
+                tokens=history.tokens,
+                tokens_per_second=history.tokens / seconds,
+                eta=seconds / step * (phase.all_steps - whole),
+                nnz=phase.nnz,
+                memory=phase.trainee.memory,
             )
         )
-        every = self._config.eval_steps
-        if every is not None and step % every == 0 and step < state.max_steps:
-            paused = time.monotonic()
+        if phase.is_last and step < phase.steps:
+            self._on_the_way(step, loss)
+            self._since = time.monotonic()
+
+    def _on_the_way(self, step: int, loss: float) -> None:
+        """What happens every so many steps of the last phase."""
+        phase, every = self._phase, self._config.eval_steps
+        metrics = {"step": float(phase.first_step + step), "train_loss": loss}
+        if every is not None and step % every == 0:
             self._evaluate(step)
-            self._began += time.monotonic() - paused
+            if phase.held_out:
+                measured = self._history.evaluations[-1]
+                metrics["valid_loss"] = measured.loss
+                metrics["valid_mean_token_accuracy"] = measured.token_accuracy
+        if phase.keep is not None and step % phase.keep_every == 0:
+            phase.keep(phase.first_step + step, metrics)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        # the fullest moment but for the forward pass's end: every gradient is there
+        self._phase.trainee.look_at_memory()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ARG002
+        step = int(state.global_step)
+        if self._phase.after_step is not None and self.trainer is not None:
+            batches, self.trainer.batches = self.trainer.batches, []
+            self._phase.after_step(step, batches)
+        if step >= self._phase.steps:
+            return control
+        self._stopping = self._stopping or self._phase.stop()
+        if self._stopping:
+            control.should_training_stop = True
+        if self._phase.folder is not None:
+            waited = time.monotonic() - self._saved
+            due = waited > max(CHECKPOINT_SECONDS, self._save_took / CHECKPOINT_SHARE)
+            control.should_save = due or self._stopping
+            if control.should_save:
+                self._saved = time.monotonic()
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if self._phase.folder is not None:
+            self._phase.folder.seal(int(state.global_step), asdict(self._history))
+            self._save_took = time.monotonic() - self._saved
+            self._saved = self._since = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._evaluate(int(state.global_step))
+        step = int(state.global_step)
+        if self._stopping:
+            whole = self._phase.first_step + step
+            raise StoppedError(whole, resumable=self._phase.folder is not None)
+        if self._phase.is_last:
+            self._evaluate(step)
 
     def _evaluate(self, step: int) -> None:
-        if self._task.held_out:
-            result = evaluate(self._config, self._task, step)
+        phase = self._phase
+        if phase.held_out:
+            whole = phase.first_step + step
+            result = evaluate(self._config, phase.trainee, phase.held_out, phase.pad_id, whole)
             self._history.evaluations.append(result)
-            self._task.watcher.evaluated(result)
+            phase.watcher.evaluated(result)
 
 
-@torch.no_grad()
-def evaluate(config: TrainConfig, task: Task, step: int) -> Evaluation:
-    """Loss and token accuracy on the held-out examples, as the model stands."""
-    device = task.trainee.base.device
-    loss, right, count = 0.0, 0, 0
-    for begin in range(0, len(task.held_out), config.batch_size):
-        rows = task.held_out[begin : begin + config.batch_size]
-        batch = {key: tensor.to(device) for key, tensor in collate(rows, task.pad_id).items()}
-        labels = batch.pop("labels")
-        with autocast(config, device):
-            logits = task.trainee.logits(labels.shape[1], batch)
-        scored = labels != IGNORED
-        chosen, wanted = logits[scored], labels[scored]
-        loss += float(F.cross_entropy(chosen, wanted, reduction="sum"))
-        right += int((chosen.argmax(-1) == wanted).sum())
-        count += wanted.numel()
-    return Evaluation(step, loss / count, right / count, count)
-
-
-def run_loop(config: TrainConfig, task: Task) -> History:
-    """Train the values of `task.layers` in place.
+def run_phase(config: TrainConfig, phase: Phase) -> History:
+    """Train the layers of the phase in place, going on from its newest checkpoint.
 
     Raises:
         DivergedError: the loss is no longer finite.
+        StoppedError: `stop` said so.
     """
-    history = History()
-    trainer = _SparseTrainer(config, task, _arguments(config, task))
+    found = None if phase.folder is None else phase.folder.latest()
+    history = History() if found is None else History.of(found[1])
+    reporter = _Reporter(config, phase, history)
+    trainer = _PhaseTrainer(config, phase, _arguments(config, phase))
+    reporter.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Reporter(config, task, history))
-    trainer.train()
+    trainer.add_callback(reporter)
+    trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
     return history
 
 
-def steps_of(config: TrainConfig, examples: int) -> int:
-    """How many updates a run over that many examples makes, as the Trainer counts them."""
-    if config.max_steps is not None:
-        return config.max_steps
-    batches = -(-examples // config.batch_size)
-    updates = -(-batches // config.gradient_accumulation)
-    return max(1, int(-(-config.epochs * updates // 1)))
-
-
-def _arguments(config: TrainConfig, task: Task) -> TrainingArguments:
-    device = task.trainee.base.device
-    steps = steps_of(config, len(task.examples))
+def _arguments(config: TrainConfig, phase: Phase) -> TrainingArguments:
+    device = next(phase.trainee.parameters()).device
     arguments = TrainingArguments(
-        output_dir=str(task.scratch),
+        output_dir=str(phase.scratch if phase.folder is None else phase.folder.path),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        max_steps=steps,
-        learning_rate=task.learning_rate,
-        lr_scheduler_type=TRAINER_SCHEDULES[config.schedule],
-        warmup_steps=round(config.warmup * steps),
+        max_steps=phase.steps,
+        learning_rate=phase.schedule.peak,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         data_seed=config.seed,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from gossamer.training.methods import Density
+if TYPE_CHECKING:
+    from gossamer.training.methods.method import Density
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Started:
         weights: number of target weights.
         learning_rate: the peak.
         steps: updates to come.
+        phases: these, by what the method does with them, in order.
         examples: that are trained on.
         held_out: that are evaluated on.
         dropped: that were longer than the maximum, of both kinds.
@@ -29,6 +32,7 @@ class Started:
     weights: int
     learning_rate: float
     steps: int
+    phases: Mapping[str, int]
     examples: int
     held_out: int
     dropped: int
@@ -40,12 +44,13 @@ class Step:
     """An update was made.
 
     Attributes:
-        step: its number, from 1.
+        step: its number, from 1, over all phases of the run.
         steps: how many there will be.
+        phase: what the method is doing, like "calibrate" or "train".
         loss: mean over the trained tokens of this step, in nats.
         learning_rate: that it was made with.
-        tokens: processed since the beginning, padding not counted.
-        tokens_per_second: since the beginning.
+        tokens: processed in this phase, padding not counted.
+        tokens_per_second: in this phase.
         eta: seconds to the last step, at this pace.
         nnz: number of trained values.
         memory: bytes at the fullest so far: of the process in host memory, or allocated on the
@@ -54,6 +59,7 @@ class Step:
 
     step: int
     steps: int
+    phase: str
     loss: float
     learning_rate: float
     tokens: int

@@ -6,6 +6,7 @@ times, no paths, no memory. So the file of the adapter is the same byte for byte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,7 @@ import transformers
 
 from gossamer.training.config import TrainConfig
 from gossamer.training.loop import History
-from gossamer.training.methods import Selection
+from gossamer.training.methods import Trained
 
 #: The loss is kept at about this many steps at most, evenly spread.
 CURVE_POINTS = 64
@@ -23,11 +24,20 @@ CURVE_POINTS = 64
 _NOT_RECORDED = {"data", "eval_data", "method", "parameters", "learning_rate", "seed"}
 
 
+def run_identity(
+    config: TrainConfig, data: Mapping[str, Any], base_fingerprint: str
+) -> dict[str, Any]:
+    """What makes two runs the same run: they may go on from each other's checkpoints."""
+    settings = config.model_dump(mode="json", exclude={"data", "eval_data", "device"})
+    return {"settings": settings, "data": dict(data), "base": base_fingerprint}
+
+
 def training_record(
     config: TrainConfig,
-    selection: Selection,
+    trained: Trained,
     history: History,
     *,
+    phases: Mapping[str, int],
     learning_rate: float,
     data: dict[str, Any],
     base_fingerprint: str,
@@ -41,14 +51,15 @@ def training_record(
         "density": {
             "value": parameters.get("density"),
             "of": parameters.get("of"),
-            "nnz": selection.density.nnz,
-            "targets": selection.density.targets,
-            "model": selection.density.model,
-            "of_targets": selection.density.of_targets,
-            "of_model": selection.density.of_model,
+            "nnz": trained.density.nnz,
+            "targets": trained.density.targets,
+            "model": trained.density.model,
+            "of_targets": trained.density.of_targets,
+            "of_model": trained.density.of_model,
         },
         "seed": config.seed,
-        "position_seeds": sorted(set(selection.seeds.values())),
+        "position_seeds": sorted(set(trained.seeds.values())),
+        **trained.notes,
         "base_fingerprint": base_fingerprint,
         "data": data,
         "hyper_parameters": {
@@ -57,6 +68,7 @@ def training_record(
             "device": device,
         },
         "steps": len(history.losses),
+        "phases": dict(phases),
         "loss": _curve(history.losses),
         "evaluations": [
             {"step": e.step, "loss": e.loss, "token_accuracy": e.token_accuracy, "tokens": e.tokens}

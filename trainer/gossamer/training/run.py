@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,16 +24,17 @@ from gossamer.base.patch_map import adapter_table
 from gossamer.store.delta import DeltaSet
 from gossamer.store.errors import DeltaError
 from gossamer.store.format import Written, seeded_positions, write
+from gossamer.training.checkpoints import WorkFolder
 from gossamer.training.config import TrainConfig
 from gossamer.training.data import read_examples
 from gossamer.training.encode import Encoded, encode_examples
 from gossamer.training.errors import BaseChangedError, ConfigError, DivergedError
-from gossamer.training.export import Rounding, TrainedWeight, export, record_fields
-from gossamer.training.loop import History, Task, Trainee, run_loop, steps_of
-from gossamer.training.methods import Selection, find_method
-from gossamer.training.progress import Evaluation, Silent, Started, Watcher
-from gossamer.training.record import training_record
-from gossamer.training.sparse import SparseLinear, attached
+from gossamer.training.export import Rounding, export, record_fields
+from gossamer.training.methods import Trained, find_method
+from gossamer.training.progress import Evaluation, Silent, Watcher
+from gossamer.training.record import run_identity, training_record
+from gossamer.training.starting import Adapters, no_adapters
+from gossamer.training.work import Material, Work
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainResult:
         losses: of each step, nats per trained token.
         evaluations: of the held-out examples, the first before the first step.
         rounding: what rounding the values to the adapter's dtype lost.
-        seconds: that the loop took.
+        seconds: that the run took, in this process.
         tokens: that it processed, padding not counted.
         peak_memory: bytes: of the process, or allocated on the GPU, at the fullest.
     """
@@ -88,6 +88,10 @@ def train(
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
     watcher: Watcher | None = None,
+    adapters: Adapters = no_adapters,
+    folder: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    keep: Callable[[int, DeltaSet, Mapping[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train an adapter.
 
@@ -100,6 +104,11 @@ def train(
             `base` when it is not given.
         tokenizer: likewise.
         watcher: is told what happens.
+        adapters: opens those that the method's parameters refer to.
+        folder: a run that was killed goes on from what it has kept there; the result is the same.
+        stop: asked after each step; True ends the run, with a checkpoint if there is a folder.
+        keep: is given the step, the adapter as it stands and its metrics every `checkpoint_steps`
+            of the final training, or after each pass over the examples.
 
     Raises:
         TrainingError: one of its kinds (`gossamer.training.errors`).
@@ -108,108 +117,114 @@ def train(
     with _undisturbed():
         tokenizer = tokenizer or load_tokenizer(base)
         split = _read(config, tokenizer)
+        kept = None
+        if folder is not None:
+            identity = run_identity(config, split.record, base.fingerprint)
+            kept = WorkFolder(folder, identity)
         model = model or _load(config, base)
-        method = find_method(config.method)
-        selection = method.select(config.parameters, adapter_table(model), config.seed)
-        rate = config.learning_rate or method.learning_rate(selection.density)
-        watcher = watcher or Silent()
-        watcher.started(
-            Started(
-                method=method.name,
-                density=selection.density,
-                weights=len(selection.positions),
-                learning_rate=rate,
-                steps=steps_of(config, len(split.examples)),
-                examples=len(split.examples),
-                held_out=len(split.held_out),
-                dropped=split.dropped,
-                device=str(model.device),
-            )
+        method, table = find_method(config.method), adapter_table(model)
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        material = Material(
+            examples=split.examples,
+            held_out=split.held_out,
+            dropped=split.dropped,
+            pad_id=next(i for i in pads if i is not None),
+            fingerprint=base.fingerprint,
+            adapters=adapters,
+            folder=kept,
+            stop=stop,
+            keep=None if keep is None else _keeping(config, base, table, keep),
         )
-        return _train(config, base, model, tokenizer, selection, split, rate, watcher)
+        work = Work(
+            config=config,
+            model=model,
+            table=table,
+            material=material,
+            watcher=watcher or Silent(),
+            method=config.method,
+            optimizer=method.optimizer,
+            rate=method.learning_rate,
+        )
+        return _train(config, base, model, work, split.record)
+
+
+def _keeping(
+    config: TrainConfig,
+    base: BaseFiles,
+    table: Mapping[str, tuple[int, int]],
+    keep: Callable[[int, DeltaSet, Mapping[str, float]], None],
+) -> Callable[[int, Trained, Mapping[str, float]], None]:
+    """Exports what is trained before it is kept."""
+
+    def kept(step: int, trained: Trained, metrics: Mapping[str, float]) -> None:
+        adapter, _ = _export(config, base, table, trained, step, None)
+        record = {"method": config.method, "step": step, "seed": config.seed}
+        keep(step, replace(adapter, record=record), metrics)
+
+    return kept
 
 
 def _train(
     config: TrainConfig,
     base: BaseFiles,
     model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    selection: Selection,
-    split: _Split,
-    rate: float,
-    watcher: Watcher,
+    work: Work,
+    data: dict[str, Any],
 ) -> TrainResult:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     before = fingerprint(model)
     began = time.monotonic()
-    trainee = Trainee(model)
-    # In 16 bits the differences would drown in the weights: see `SparseLinear`.
-    written = config.precision == "fp32" and model.dtype in (torch.float32, torch.float64)
-    with (
-        tempfile.TemporaryDirectory(prefix="gossamer-train-") as scratch,
-        attached(model, selection.positions, written=written) as layers,
-    ):
-        pad_id = next(
-            i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
-        )
-        task = Task(
-            trainee, layers, split.examples, split.held_out, pad_id, rate, watcher, Path(scratch)
-        )
-        history = run_loop(config, task)
-        trained = {name: _values(layer) for name, layer in layers.items()}
+    trained = find_method(config.method).train(config.parameters, work)
     seconds = time.monotonic() - began
     after = fingerprint(model)
     if after != before:
         raise BaseChangedError(before, after)
-    delta_set, rounding = _export(config, base, trained, selection, history, rate)
+    history = work.history
+    delta_set, rounding = _export(
+        config, base, work.table, trained, len(history.losses), work.learning_rate
+    )
     record = training_record(
         config,
-        selection,
+        trained,
         history,
-        learning_rate=rate,
-        data=split.record,
+        phases=work.phases,
+        learning_rate=work.learning_rate,
+        data=data,
         base_fingerprint=base.fingerprint,
         device=model.device.type,
     )
     record |= record_fields(rounding)
     return TrainResult(
         delta_set=replace(delta_set, record=record),
-        seeds=selection.seeds,
+        seeds=trained.seeds,
         losses=tuple(history.losses),
         evaluations=tuple(history.evaluations),
         rounding=rounding,
         seconds=seconds,
-        tokens=trainee.tokens,
-        peak_memory=trainee.memory,
+        tokens=history.tokens,
+        peak_memory=work.trainee.memory,
     )
-
-
-def _values(layer: SparseLinear) -> TrainedWeight:
-    values = layer.values.detach().to("cpu", torch.float32).numpy()
-    return TrainedWeight(layer.support.shape, values)
 
 
 def _export(
     config: TrainConfig,
     base: BaseFiles,
-    trained: Mapping[str, TrainedWeight],
-    selection: Selection,
-    history: History,
-    rate: float,
+    table: Mapping[str, tuple[int, int]],
+    trained: Trained,
+    step: int,
+    rate: float | None,
 ) -> tuple[DeltaSet, Rounding]:
     try:
         return export(
             trained,
-            selection,
+            table,
             base_fingerprint=base.fingerprint,
             base_name=base.name,
             value_dtype=config.value_dtype,
         )
     except DeltaError as error:
-        raise DivergedError(
-            f"a value cannot be stored: {error}", len(history.losses), rate
-        ) from error
+        raise DivergedError(f"a value cannot be stored: {error}", step, rate) from error
 
 
 def _read(config: TrainConfig, tokenizer: Tokenizer) -> _Split:

@@ -8,14 +8,13 @@ is written into it is undone by overwriting with saved bits, never by subtractin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -23,6 +22,19 @@ from torch.autograd.function import once_differentiable
 #: of the layer with a gather is faster. Swept by `benchmarks/sampled_gradient.py`; the table is in
 #: docs/decisions/sampled-gradient.md.
 SAMPLED_BELOW = 0.07
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Some entries of one weight.
+
+    Attributes:
+        positions: int64 [n], row-major, strictly increasing.
+        values: [n], float32 or wider.
+    """
+
+    positions: Tensor
+    values: Tensor
 
 
 class Support:
@@ -93,15 +105,14 @@ class _SparseLinear(torch.autograd.Function):
         values: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        support: Support,
-        written: bool,
+        layer: SparseLinear,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
-        if not written:
-            y = y + F.linear(x.to(y.dtype), support.dense(values, y.dtype))
+        if not layer.written:
+            y = y + F.linear(x.to(y.dtype), layer.difference(values, y.dtype))
         # Autograd notes their versions: a write between forward and backward raises.
         ctx.save_for_backward(x, values, weight)
-        ctx.support, ctx.written = support, written
+        ctx.layer = layer
         return y
 
     @staticmethod
@@ -111,48 +122,79 @@ class _SparseLinear(torch.autograd.Function):
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_output @ weight.to(grad_output.dtype)
-            if not ctx.written:
-                grad_x = grad_x + grad_output @ ctx.support.dense(values, grad_output.dtype)
+            if not ctx.layer.written:
+                grad_x = grad_x + grad_output @ ctx.layer.difference(values, grad_output.dtype)
             grad_x = grad_x.to(x.dtype)
         if ctx.needs_input_grad[1]:
             # CSR kernels of 16-bit types are missing on some devices, and a sum over thousands of
             # tokens wants the wider type; a dense product accumulates in fp32 by itself.
-            sampled = ctx.support.density < SAMPLED_BELOW
+            support = ctx.layer.support
+            sampled = support.density < SAMPLED_BELOW
             dtype = values.dtype if sampled else grad_output.dtype
             g = grad_output.reshape(-1, grad_output.shape[-1]).to(dtype)
             inputs = x.reshape(-1, x.shape[-1]).to(dtype)
-            grad_values = values_gradient(g, inputs, ctx.support, sampled=sampled)
+            grad_values = values_gradient(g, inputs, support, sampled=sampled)
             grad_values = grad_values.to(values.dtype)
-        return grad_x, grad_values, None, None, None, None
+        return grad_x, grad_values, None, None, None
 
 
 class SparseLinear(nn.Module):
-    """Stands in for an `nn.Linear` while it is trained.
+    """Stands in for an `nn.Linear` while a few of its entries are trained.
 
-    `values` [nnz] float32 start at zero. With `written`, the layer's own weight holds
-    W₀ + values after each `write`, and a forward pass costs no more than the plain layer's;
-    rounding W₀ + values to 16 bits would swallow a third of small differences, so in 16-bit
-    arithmetic the difference is a term of its own instead, and the weight is never written.
+    With `written`, the layer's own weight holds W₀ + values after each `write`, and a forward pass
+    costs no more than the plain layer's; rounding W₀ + values to 16 bits would swallow a third of
+    small differences, so in 16-bit arithmetic the difference is a term of its own instead, and the
+    weight is never written.
+
+    Args:
+        linear: the layer.
+        positions: int64 [nnz], row-major, strictly increasing: what is trained.
+        written: see above.
+        start: [nnz], what the values begin with; zeros when not given.
+        fixed: other entries, which the layer computes with and which are not trained.
+
+    Attributes:
+        values: float32 [nnz], the only parameter.
     """
 
-    def __init__(self, linear: nn.Linear, positions: NDArray[np.int64], *, written: bool) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        positions: Tensor,
+        *,
+        written: bool,
+        start: Tensor | None = None,
+        fixed: Entries | None = None,
+    ) -> None:
         super().__init__()
         weight = linear.weight
-        where = torch.from_numpy(positions).to(weight.device)
+        device = weight.device
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        where = positions.to(device)
         self.linear = linear
         self.support = Support((linear.out_features, linear.in_features), where)
         self.written = written
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.values = nn.Parameter(torch.zeros(where.numel(), dtype=dtype, device=weight.device))
+        begin = torch.zeros(where.numel()) if start is None else start
+        self.values = nn.Parameter(begin.to(device, dtype, copy=True))
         self._originals = self._flat()[where].clone()
+        self._fixed: Entries | None = None
+        if fixed is not None:
+            self._fixed = Entries(fixed.positions.to(device), fixed.values.to(device, dtype))
+            self._fixed_originals = self._flat()[self._fixed.positions].clone()
+        self.write()
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
         linear = self.linear
-        y: Tensor = _SparseLinear.apply(
-            x, self.values, linear.weight, linear.bias, self.support, self.written
-        )
+        y: Tensor = _SparseLinear.apply(x, self.values, linear.weight, linear.bias, self)
         return y
+
+    def difference(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is not in the weight, dense: `values` and the fixed entries."""
+        dense = self.support.dense(values, dtype)
+        if self._fixed is not None:
+            dense.view(-1)[self._fixed.positions] = self._fixed.values.to(dtype)
+        return dense
 
     @property
     def weight(self) -> Tensor:
@@ -163,44 +205,78 @@ class SparseLinear(nn.Module):
     def write(self) -> None:
         """Bring the weight up to date with the values; to be called whenever these have changed."""
         if self.written:
-            changed = self._originals.to(self.values.dtype) + self.values
-            self._flat()[self.support.positions] = changed.to(self._originals.dtype)
+            self._put(self.support.positions, self._originals, self.values)
+            if self._fixed is not None:
+                self._put(self._fixed.positions, self._fixed_originals, self._fixed.values)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"values": self.values}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """What a checkpoint kept; `write` follows."""
+        self.values.copy_(state["values"])
+
+    def _put(self, positions: Tensor, originals: Tensor, values: Tensor) -> None:
+        changed = originals.to(values.dtype) + values
+        self._flat()[positions] = changed.to(originals.dtype)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give the weight its original bits back."""
         if self.written:
             self._flat()[self.support.positions] = self._originals
+            if self._fixed is not None:
+                self._flat()[self._fixed.positions] = self._fixed_originals
 
     def _flat(self) -> Tensor:
         # view, not reshape: a copy would take the writes in the weight's place
         return self.linear.weight.detach().view(-1)
 
 
+class TrainedLayer(Protocol):
+    """What stands in for a linear layer while it is trained: an `nn.Module`."""
+
+    linear: nn.Linear
+    values: nn.Parameter
+
+    def write(self) -> None:
+        """The values have changed."""
+
+    def restore(self) -> None:
+        """Give the layer's weight its original bits back."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """What a checkpoint kept; `write` follows."""
+
+
 @contextmanager
 def attached(
-    model: nn.Module, positions: Mapping[str, NDArray[np.int64]], *, written: bool
-) -> Iterator[dict[str, SparseLinear]]:
-    """Put a `SparseLinear` in the place of each named weight's layer, and the layers back after.
+    model: nn.Module, made: Mapping[str, Callable[[nn.Linear], TrainedLayer]]
+) -> Iterator[dict[str, TrainedLayer]]:
+    """Put a layer in the place of each named weight's layer, and the layers back after.
 
     Args:
         model: the base; changed in place for as long as the context lasts, however it ends.
-        positions: base weight name → row-major positions, strictly increasing.
-        written: as in `SparseLinear`.
+        made: base weight name → what stands in for its layer.
 
     Yields:
         Base weight name → the layer in its place.
     """
-    layers: dict[str, SparseLinear] = {}
+    layers: dict[str, TrainedLayer] = {}
     places: dict[str, tuple[nn.Module, str]] = {}
     try:
-        for name, where in positions.items():
+        for name, make in made.items():
             parent_name, _, child = name.removesuffix(".weight").rpartition(".")
             parent = model.get_submodule(parent_name)
             linear = parent.get_submodule(child)
             if not isinstance(linear, nn.Linear):
                 raise TypeError(f"{name} is not the weight of a linear layer")
-            layers[name] = SparseLinear(linear, where, written=written)
+            layers[name] = make(linear)
             places[name] = (parent, child)
             setattr(parent, child, layers[name])
         yield layers

@@ -1,7 +1,6 @@
 """The training methods: one file and one row each.
 
-Importing this package imports no torch, so that a command line or a server can list, document and
-validate the methods' parameters without the training stack.
+What they declare is in `gossamer.jobs.methods`, which imports no torch; this package does.
 """
 
 from __future__ import annotations
@@ -11,11 +10,17 @@ from types import MappingProxyType
 from typing import Any
 
 from gossamer.training.errors import UnknownMethodError
-from gossamer.training.methods.method import Density, Method, MethodParameters, Selection
+from gossamer.training.methods.full import FULL
+from gossamer.training.methods.lota import LOTA
+from gossamer.training.methods.lotto import LOTTO
+from gossamer.training.methods.mcs import MCS
+from gossamer.training.methods.method import Density, Method, Trained
 from gossamer.training.methods.sparta import SPARTA
 
 #: Name → method.
-METHODS: Mapping[str, Method[Any]] = MappingProxyType({row.name: row for row in (SPARTA,)})
+METHODS: Mapping[str, Method[Any]] = MappingProxyType(
+    {row.declaration.name: row for row in (LOTA, LOTTO, SPARTA, MCS, FULL)}
+)
 
 
 def find_method(name: str) -> Method[Any]:
@@ -29,4 +34,4 @@ def find_method(name: str) -> Method[Any]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Density", "Method", "MethodParameters", "Selection", "find_method"]
+__all__ = ["METHODS", "Density", "Method", "Trained", "find_method"]

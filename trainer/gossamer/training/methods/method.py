@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from gossamer.jobs.methods import Declaration, MethodParameters
 
-
-class MethodParameters(BaseModel):
-    """What a method declares that can be set; every field has a default and a description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+if TYPE_CHECKING:
+    from gossamer.training.sparse import Entries
+    from gossamer.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -43,20 +39,27 @@ class Density:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """The positions that a run trains.
+class Trained:
+    """What a method made.
 
     Attributes:
-        positions: base weight name → its row-major positions, int64, strictly increasing.
-        density: what they amount to.
+        entries: base weight name → what was trained.
+        density: what that amounts to.
+        block_size: side of the tiles that the entries fill, if they do; else 1.
+        fixed: entries that were there from the beginning and belong to the adapter; none of them
+            is among `entries`.
         seeds: base weight name → the seed that its positions come from
             (`gossamer.store.format.seeded_positions`); a weight that has one is stored without its
             positions.
+        notes: what the record says beyond parameters and losses; JSON values.
     """
 
-    positions: Mapping[str, NDArray[np.int64]]
+    entries: Mapping[str, Entries]
     density: Density
+    block_size: int = 1
+    fixed: Mapping[str, Entries] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 P = TypeVar("P", bound=MethodParameters)
@@ -67,19 +70,13 @@ class Method(Generic[P]):
     """A row of the registry.
 
     Attributes:
-        name: what it is called on the command line and in the training record.
-        summary: one line for people.
-        paper: where it comes from.
-        parameters: what it declares.
-        select: (parameters, table, seed) → the positions to train. `table` is base weight name →
-            (out_features, in_features) of every weight that an adapter may change; `seed` is the
-            run's.
-        learning_rate: the default for a density.
+        declaration: its name, paper and parameters.
+        train: (parameters, work) → what it made.
+        learning_rate: the default peak for a density.
+        optimizer: the default.
     """
 
-    name: str
-    summary: str
-    paper: str
-    parameters: type[P]
-    select: Callable[[P, Mapping[str, tuple[int, int]], int], Selection]
+    declaration: Declaration
+    train: Callable[[P, Work], Trained]
     learning_rate: Callable[[Density], float]
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"

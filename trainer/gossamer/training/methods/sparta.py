@@ -10,74 +10,101 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from gossamer.jobs.methods import DECLARATIONS, SpartaParameters
 from gossamer.store.format.seeded import seeded_positions
 from gossamer.training.errors import DensityError
-from gossamer.training.methods.method import Density, Method, MethodParameters, Selection
+from gossamer.training.methods.method import Density, Method, Trained
+from gossamer.training.methods.recycling import beginning, inherits, train_inherited
 from gossamer.training.methods.targets import match_targets
 
-
-class SpartaParameters(MethodParameters):
-    """What can be set for SpaRTA."""
-
-    density: float = Field(
-        default=0.005, gt=0.0, le=1.0, description="Share of the parameters that is trained."
-    )
-    of: Literal["model", "targets"] = Field(
-        default="model",
-        description="What the density is a share of: all linear weights of the model, or the "
-        "targets alone.",
-    )
-    targets: str = Field(
-        default="v,o",
-        description="Weights to train: q, k, v, o, gate, up, down or names of layers, separated "
-        "by commas; all-linear; or re:<pattern>. The paper's best are v and o.",
-    )
-    mask_seed: int | None = Field(
-        default=None,
-        ge=0,
-        lt=2**63,
-        description="Seed of the positions; the seed of the run when it is not given.",
-    )
+if TYPE_CHECKING:
+    from gossamer.training.work import Work
 
 
-def select(
-    parameters: SpartaParameters, table: Mapping[str, tuple[int, int]], seed: int
-) -> Selection:
-    """Positions drawn from the seed, spread over the targets in proportion to their sizes.
+def shares(sizes: Mapping[str, int], wanted: int) -> dict[str, int]:
+    """How many positions each weight gets: in proportion to its size, `wanted` in all.
+
+    In whole numbers, so that the shares add up exactly on every machine.
+    """
+    total, before, found = sum(sizes.values()), 0, {}
+    for name, size in sizes.items():
+        found[name] = wanted * (before + size) // total - wanted * before // total
+        before += size
+    return found
+
+
+def random_positions(
+    sizes: Mapping[str, int], wanted: int, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Positions drawn from the seed, spread over the weights in proportion to their sizes."""
+    return {
+        name: seeded_positions(seed, name, sizes[name], share)
+        for name, share in shares(sizes, wanted).items()
+        if share
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Positions of a run, what they amount to, and the seed that they come from."""
+
+    positions: Mapping[str, NDArray[np.int64]]
+    density: Density
+    seed: int
+
+
+def draw(parameters: SpartaParameters, table: Mapping[str, tuple[int, int]], seed: int) -> Drawn:
+    """Exactly the wanted number of positions, from the seed.
+
+    Args:
+        parameters: what is wanted.
+        table: base weight name → (out_features, in_features) of all that an adapter may change.
+        seed: of the run.
 
     Raises:
         DensityError: the targets have fewer elements than the density asks for, or it asks for
             none.
         UnknownTargetError, ConfigError: the targets name no weights.
     """
-    chosen = match_targets(parameters.targets, table)
-    sizes = {name: math.prod(shape) for name, shape in chosen.items()}
-    in_targets, in_model = sum(sizes.values()), sum(math.prod(shape) for shape in table.values())
+    sizes = {n: math.prod(s) for n, s in match_targets(parameters.targets, table).items()}
+    in_targets, in_model = sum(sizes.values()), sum(map(math.prod, table.values()))
     denominator = in_model if parameters.of == "model" else in_targets
     wanted = round(Fraction(parameters.density) * denominator)
     if not 0 < wanted <= in_targets:
         largest = in_targets / denominator
         raise DensityError(wanted, in_targets, parameters.density, largest)
     mask_seed = seed if parameters.mask_seed is None else parameters.mask_seed
-    positions = {}
-    before = 0
-    for name, size in sizes.items():
-        # In whole numbers, so that the shares add up to exactly `wanted` on every machine.
-        share = wanted * (before + size) // in_targets - wanted * before // in_targets
-        before += size
-        if share:
-            positions[name] = seeded_positions(mask_seed, name, size, share)
-    touched = sum(sizes[name] for name in positions)
-    return Selection(
-        positions=positions,
-        density=Density(nnz=wanted, targets=touched, model=in_model),
-        seeds=dict.fromkeys(positions, mask_seed),
-    )
+    positions = random_positions(sizes, wanted, mask_seed)
+    density = Density(wanted, sum(sizes[name] for name in positions), in_model)
+    return Drawn(positions, density, mask_seed)
+
+
+def train(parameters: SpartaParameters, work: Work) -> Trained:
+    """Draw the positions, train their values.
+
+    Raises:
+        AdapterError: `init_from` cannot be used.
+        DensityError, UnknownTargetError, ConfigError: see `draw`.
+    """
+    if inherits(parameters):
+        return train_inherited(parameters, work)
+    drawn = draw(parameters, work.table, work.config.seed)
+    positions = {name: torch.from_numpy(where) for name, where in drawn.positions.items()}
+    begin = beginning(parameters, work)
+    work.begin(drawn.density, {"train": work.steps}, len(positions))
+    fixed = begin.fixed(positions)
+    entries = work.sparse("train", positions, start=begin.values(positions), fixed=fixed)
+    # A weight that has more entries than those that were drawn cannot be stored by its seed.
+    seeds = {name: drawn.seed for name in positions if name not in fixed}
+    return Trained(entries, drawn.density, fixed=fixed, seeds=seeds, notes=begin.notes)
 
 
 def learning_rate(density: Density) -> float:
@@ -91,11 +118,4 @@ def learning_rate(density: Density) -> float:
     return min(5e-3, max(1e-5, rate))
 
 
-SPARTA = Method(
-    name="sparta",
-    summary="Train a random sparse set of parameters; its positions come from a seed.",
-    paper="https://arxiv.org/abs/2502.15975",
-    parameters=SpartaParameters,
-    select=select,
-    learning_rate=learning_rate,
-)
+SPARTA = Method(DECLARATIONS["sparta"], train, learning_rate)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from gossamer.jobs.methods import REGEX
+from gossamer.jobs.patterns import Pattern
 from gossamer.training.errors import ConfigError, UnknownTargetError
 
 ALL_LINEAR = "all-linear"
-REGEX = "re:"
 
 #: Short name → the layers it stands for. A packed layer is one weight, so it is taken whole.
 SHORT_NAMES: dict[str, tuple[str, ...]] = {
@@ -51,9 +51,9 @@ def match_targets(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[st
 
 def _search(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     try:
-        pattern = re.compile(targets.removeprefix(REGEX))
-    except re.error as error:
-        raise ConfigError("parameters.targets", f"not a regular expression: {error}") from error
+        pattern = Pattern(targets.removeprefix(REGEX))
+    except ValueError as error:
+        raise ConfigError("parameters.targets", str(error)) from error
     found = {name: shape for name, shape in table.items() if pattern.search(name)}
     if not found:
         raise UnknownTargetError(targets, sorted({_layer(name) for name in table}))

@@ -1,0 +1,280 @@
+"""A run that is stopped or killed, and goes on, is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossamer.base.load import BaseFiles
+from gossamer.store.delta import DeltaSet
+from gossamer.store.format import digest
+from gossamer.training import Silent, Step
+from gossamer.training.checkpoints import Result, WorkFolder
+from gossamer.training.errors import StoppedError, WorkFolderError
+from gossamer.training.run import TrainResult
+from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+KILLED = 9
+SELECT = {"targets": "q,k", "calibration_steps": 2}
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    ("sparta", {"density": 0.02}),
+    ("lota", SELECT),
+    ("lota", {**SELECT, "sparsity": 0.99, "iterations": 2, "block_size": 8}),
+    ("lotto", {**SELECT, "parents": ["a"]}),
+    ("mcs", {"period": 1, "score": "grow_drop", "targets": "q"}),
+    ("full", {"targets": "q"}),
+]
+IDS = ["sparta", "lota", "lota-iterated", "lotto", "mcs", "full"]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
+    return tiny_base(tiny_dir("llama"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
+
+
+@pytest.fixture(scope="module")
+def parent(base: BaseFiles, data: Path) -> DeltaSet:
+    return run_of(base, data, "lota", {**SELECT, "mask": "random"}, max_steps=1).delta_set
+
+
+class StopAfter:
+    """Stop after so many steps of each attempt."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self) -> bool:
+        self.steps -= 1
+        return self.steps <= 0
+
+
+class Steps(Silent):
+    """The numbers of the steps that were made."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def stepped(self, event: Step) -> None:
+        self.seen.append(event.step)
+
+
+def in_pieces(
+    folder: Path, after: int, run: Callable[..., TrainResult]
+) -> tuple[TrainResult, Steps]:
+    """Stop after every so many steps, and go on."""
+    steps = Steps()
+    for _ in range(40):
+        try:
+            return run(folder=folder, stop=StopAfter(after), watcher=steps), steps
+        except StoppedError as error:
+            stopped = error
+        assert stopped.resumable
+        assert stopped.step == steps.seen[-1]
+    raise AssertionError("it never ends")
+
+
+def assert_same(one: TrainResult, other: TrainResult) -> None:
+    assert list(one.losses) == list(other.losses)
+    assert one.evaluations == other.evaluations
+    assert digest(one.delta_set) == digest(other.delta_set)
+    assert one.record == other.record
+    assert one.tokens == other.tokens
+
+
+@pytest.mark.parametrize(("method", "parameters"), RUNS, ids=IDS)
+def test_stopped_after_any_step_it_goes_on(
+    method: str, parameters: dict[str, Any], base: BaseFiles, data: Path, parent: DeltaSet,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    def run(**given: Any) -> TrainResult:
+        return run_of(
+            base, data, method, parameters, adapters={"a": parent}, batch_size=4, max_steps=4,
+            eval_data=data, eval_steps=2, schedule="cosine", value_dtype="F32", **given,
+        )  # fmt: skip
+
+    whole = run()
+    count = len(whole.losses)
+    for after in (1, 3) if method == "mcs" or parameters is SELECT else (1,):
+        result, steps = in_pieces(tmp_path / str(after), after, run)
+        assert_same(result, whole)
+        assert steps.seen == list(range(1, count + 1))  # none twice, and none left out
+    again = run(folder=tmp_path / "1")  # it has ended: nothing is left to do
+    assert_same(again, whole)
+    if method == "mcs":
+        other = run(seed=1)
+        with pytest.raises(AssertionError):
+            assert_same(other, whole)
+
+
+def test_accumulated_packed_16_bit_steps_are_resumed_too(
+    base: BaseFiles, data: Path, tmp_path: Path
+) -> None:
+    def run(**given: Any) -> TrainResult:
+        return run_of(
+            base, data, "lota", SELECT, batch_size=2, gradient_accumulation=2, packing=True,
+            precision="bf16", gradient_checkpointing=True, max_steps=4, optimizer="adamw", **given,
+        )  # fmt: skip
+
+    result, steps = in_pieces(tmp_path, 1, run)
+    assert_same(result, run())
+    assert steps.seen == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_without_a_folder_says_that_it_cannot_go_on(base: BaseFiles, data: Path) -> None:
+    with pytest.raises(StoppedError) as caught:
+        run_of(base, data, "sparta", {}, stop=StopAfter(2))
+    assert (caught.value.step, caught.value.resumable) == (2, False)
+
+
+def test_a_folder_of_another_run_is_refused(
+    base: BaseFiles, data: Path, parent: DeltaSet, tmp_path: Path
+) -> None:
+    def run(**given: Any) -> TrainResult:
+        chosen = {"parameters": {**SELECT, "mask_from": "a"}, "adapters": {"a": parent}, **given}
+        return run_of(
+            base, chosen.pop("file", data), "lota", folder=tmp_path, max_steps=2, **chosen
+        )
+
+    with pytest.raises(StoppedError):
+        run(stop=StopAfter(1))
+    before = sorted(tmp_path.rglob("*"))
+    more = write_jsonl(tmp_path.with_name("more.jsonl"), counting_examples(13))
+    other = run_of(base, data, "lota", {**SELECT, "mask": "random"}, max_steps=1, seed=3)
+    for given in (
+        {"learning_rate": 1e-3},
+        {"seed": 1},
+        {"parameters": {**SELECT, "mask_from": "a", "sparsity": 0.5}},
+        {"file": more},
+        {"adapters": {"a": other.delta_set}},  # the name has come to mean another version
+    ):
+        with pytest.raises(WorkFolderError) as caught:
+            run(**given)
+        assert caught.value.path == tmp_path
+    assert sorted(tmp_path.rglob("*")) == before
+    run()
+
+
+def test_what_has_no_mark_is_not_read(tmp_path: Path) -> None:
+    """Neither a checkpoint that was being written nor a result."""
+    phase = WorkFolder(tmp_path, {}).phase("train")
+    for step in (3, 10, 9):
+        (tmp_path / "train" / f"checkpoint-{step}").mkdir()
+        (tmp_path / "train" / f"checkpoint-{step}" / "history.json").write_text("{}")
+    assert phase.latest() is None
+    phase.seal(9, {"step": 9})
+    (tmp_path / "train" / "checkpoint-10").mkdir()
+    assert phase.latest() == (tmp_path / "train" / "checkpoint-9", {"step": 9})
+    phase.seal(10, {"step": 10})
+    assert phase.latest() == (tmp_path / "train" / "checkpoint-10", {"step": 10})
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["checkpoint-10"]
+    assert phase.result() is None
+    phase.finish(Result({}, {"a": 1}))
+    found = WorkFolder(tmp_path, {}).phase("train").result()
+    assert found is not None
+    assert found.notes == {"a": 1}
+    (tmp_path / "train" / "complete").unlink()
+    assert phase.result() is None
+
+
+Attempt = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def attempt(base: BaseFiles, data: Path) -> Iterator[Attempt]:
+    """`attempt(folder, kill)`: one run in a process of its own; see `kill_child`."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.training.kill_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as child:
+        stdin, stdout = child.stdin, child.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def one(folder: Path, kill: tuple[str, int] | None = None, **given: Any) -> dict[str, Any]:
+            settings = {"batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "device": "cpu"}
+            job = {
+                "base": str(base.path),
+                "fingerprint": base.fingerprint,
+                "data": str(data),
+                "method": "lota",
+                "parameters": SELECT,
+                "settings": {**settings, "eval_data": str(data), "value_dtype": "F32"},
+                "folder": str(folder),
+                "kill": kill,
+                **given,
+            }
+            stdin.write(json.dumps(job) + "\n")
+            stdin.flush()
+            report: dict[str, Any] = json.loads(stdout.readline())
+            return report
+
+        yield one
+
+
+def outcome(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run makes, however often it was killed on the way."""
+    assert report["status"] == 0
+    return {key: report[key] for key in ("digest", "losses", "evaluations", "record")}
+
+
+@pytest.fixture(scope="module")
+def unkilled(attempt: Attempt, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return attempt(tmp_path_factory.mktemp("unkilled"))
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(10**6, marks=pytest.mark.gate)])
+def test_killed_at_any_use_of_its_files_it_goes_on(
+    kills: int, attempt: Attempt, unkilled: dict[str, Any], tmp_path: Path
+) -> None:
+    """Between the files of a checkpoint, before and after its mark, while old ones are removed."""
+    moments = unkilled["files"]
+    assert moments > 80
+    assert unkilled["updates"] == 5
+    left = []
+    for moment in sorted({*range(1, moments, max(1, moments // kills)), moments}):
+        folder = tmp_path / str(moment)
+        assert attempt(folder, ("file", moment))["status"] == KILLED
+        resumed = attempt(folder)
+        assert outcome(resumed) == outcome(unkilled)
+        left.append(resumed["updates"])
+    assert left == sorted(left, reverse=True)  # the later it died, the less there was left to do
+    assert left[0] == 5
+    assert left[-1] == 0
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_checkpoint_that_was_half_written_is_not_used(
+    number: int, attempt: Attempt, unkilled: dict[str, Any], tmp_path: Path
+) -> None:
+    assert attempt(tmp_path, ("torn", number))["status"] == KILLED
+    torn = [path for path in tmp_path.rglob("checkpoint-*") if not (path / "complete").exists()]
+    assert len(torn) == 1
+    assert outcome(attempt(tmp_path)) == outcome(unkilled)
+
+
+def test_killed_again_and_again_it_goes_on(attempt: Attempt, tmp_path: Path) -> None:
+    """After every single update, of a method whose selections a checkpoint has to keep."""
+    mcs = {"method": "mcs", "parameters": {"targets": "q", "score": "grow_drop", "period": 1}}
+    whole = attempt(tmp_path / "whole", **mcs)
+    assert whole["updates"] == 3
+    deaths = 0
+    while (report := attempt(tmp_path / "killed", ("step", 2), **mcs))["status"] == KILLED:
+        deaths += 1
+        assert deaths < 10
+    assert deaths == 2  # each attempt got one update further: it died before it could keep a second
+    assert outcome(report) == outcome(whole)

@@ -1,0 +1,183 @@
+"""A run's work folder: what it needs to go on after its process was killed.
+
+Each phase of a run has a folder of its own. While it lasts the Trainer's checkpoints lie there;
+when it has ended they are replaced by its result, so a resumed run skips it. Whatever is complete
+carries a mark that is written last, and nothing without a mark is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gossamer.training.errors import WorkFolderError
+
+_MARK = "complete"
+_RESULT, _NOTES, _HISTORY = "result.safetensors", "notes.json", "history.json"
+_RUN, _ADAPTERS = "run.json", "adapters.json"
+_CHECKPOINT = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a phase leaves: tensors by name, and JSON values."""
+
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any]
+
+
+def adopt(folder: Path, number: int) -> Path:
+    """The folder of an attempt, begun with what the newest attempt before it has kept.
+
+    Every attempt writes into a folder of its own, and what is taken over is copied: whoever made an
+    attempt before may still be alive and write, but nobody reads that any more.
+
+    Args:
+        folder: of the job; made if missing.
+        number: of this attempt; larger than those before.
+    """
+    mine, left = folder / f"attempt-{number}", folder / f"left-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = sorted([*folder.glob("attempt-*"), *folder.glob("left-*")], key=_age)
+    if before:
+        # Out of the reach of whoever made it: paths inside it are no more.
+        before[-1].replace(left)
+        taken = folder / f"taking-{number}"
+        shutil.rmtree(taken, ignore_errors=True)
+        shutil.copytree(left, taken, ignore=_unfinished)
+        taken.replace(mine)
+    else:
+        mine.mkdir()
+    for path in (*before, left):
+        shutil.rmtree(path, ignore_errors=True)
+    return mine
+
+
+def _age(path: Path) -> tuple[int, bool]:
+    """Newest last: an attempt is newer than what it was begun with."""
+    kind, _, number = path.name.rpartition("-")
+    return int(number), kind == "attempt"
+
+
+def _unfinished(folder: str, names: list[str]) -> list[str]:
+    """Checkpoints without a mark, and files that were being written."""
+    here = Path(folder)
+    return [
+        name
+        for name in names
+        if name.endswith(".part")
+        or (name.startswith(_CHECKPOINT) and not (here / name / _MARK).exists())
+    ]
+
+
+class WorkFolder:
+    """The folder of one run.
+
+    Args:
+        path: made if missing.
+        run: what identifies the run (its settings, the digests of its data and base): a folder of
+            another run is refused, for its checkpoints would be mixed up with ours.
+
+    Raises:
+        WorkFolderError: the folder holds another run.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        known = path / _RUN
+        text = json.dumps(run, sort_keys=True)
+        if known.exists():
+            if known.read_text() != text:
+                raise WorkFolderError(path)
+        else:
+            _write(known, text)
+
+    def expect(self, reference: str, digest: str) -> None:
+        """An adapter of the run, by the name it was given: a name may come to mean another one.
+
+        Raises:
+            WorkFolderError: it has, since the run began.
+        """
+        file = self.path / _ADAPTERS
+        known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        if reference not in known:
+            _write(file, json.dumps({**known, reference: digest}))
+        elif known[reference] != digest:
+            raise WorkFolderError(self.path)
+
+    def phase(self, name: str) -> PhaseFolder:
+        """The folder of a phase."""
+        return PhaseFolder(self.path / name)
+
+
+class PhaseFolder:
+    """One phase's checkpoints, then its result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(exist_ok=True)
+
+    def result(self) -> Result | None:
+        """What the phase left, if it has ended."""
+        if not (self.path / _MARK).exists():
+            return None
+        with safe_open(self.path / _RESULT, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Result(tensors, json.loads((self.path / _NOTES).read_text()))
+
+    def finish(self, result: Result) -> None:
+        """Keep the result, durable, and drop the checkpoints."""
+        save_file(dict(result.tensors), self.path / _RESULT)
+        _sync(self.path / _RESULT)
+        _write(self.path / _NOTES, json.dumps(result.notes))
+        _write(self.path / _MARK, "")
+        for checkpoint in self.path.glob(_CHECKPOINT + "*"):
+            shutil.rmtree(checkpoint)
+
+    def seal(self, step: int, history: Mapping[str, Any]) -> None:
+        """The Trainer has written the checkpoint of a step: add the history, make it durable, and
+        drop those before it."""
+        checkpoint = self.path / f"{_CHECKPOINT}{step}"
+        _write(checkpoint / _HISTORY, json.dumps(history))
+        for file in checkpoint.iterdir():
+            _sync(file)
+        _write(checkpoint / _MARK, "")
+        _sync(self.path)
+        for other in self.path.glob(_CHECKPOINT + "*"):
+            if other != checkpoint:
+                shutil.rmtree(other)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest complete checkpoint and its history."""
+        found = [path for path in self.path.glob(_CHECKPOINT + "*") if (path / _MARK).exists()]
+        if not found:
+            return None
+        newest = max(found, key=lambda path: int(path.name.removeprefix(_CHECKPOINT)))
+        return newest, json.loads((newest / _HISTORY).read_text())
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole and durable, or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

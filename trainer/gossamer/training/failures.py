@@ -1,0 +1,80 @@
+"""Why a job failed, in words for its tenant: no path, no name of a class, no trace."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gossamer.jobs.errors import JobsError
+from gossamer.jobs.views import JobError
+from gossamer.store.catalog.errors import CatalogError, QuotaExceeded, StoreFull
+from gossamer.training.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    DensityError,
+    DivergedError,
+    NotSelectedError,
+    TrainingError,
+    UnknownTargetError,
+)
+
+#: Room on the disk, the user's quota, the largest file.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def job_error(error: BaseException, given: Mapping[Path, str]) -> JobError:
+    """What the tenant is told.
+
+    Args:
+        error: what ended the attempt.
+        given: local paths of the job's files → the field of the request that named each.
+    """
+    if isinstance(error, DataError):
+        return _data_error(error, given)
+    if isinstance(error, ConfigError):
+        field = error.field.replace("parameters.", "adapter.", 1)
+        return JobError("invalid_parameter", f"{field}: {error.problem}", field)
+    if isinstance(error, AdapterError):
+        return JobError("invalid_adapter", _words(error), "adapter")
+    for kind, param in (
+        (DensityError, "adapter"), (UnknownTargetError, "adapter.targets"),
+        (NotSelectedError, "hyperparameters"),
+    ):  # fmt: skip
+        if isinstance(error, kind):
+            return JobError("invalid_parameter", _words(error), param)
+    if isinstance(error, DivergedError):
+        return JobError("training_diverged", _words(error), "hyperparameters")
+    if isinstance(error, QuotaExceeded):
+        return JobError("quota_exceeded", str(error))
+    if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        return JobError("disk_full", "There is no room left to keep the job's result.")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return JobError(
+            "out_of_memory",
+            "The job needs more memory than the worker has; smaller batches, shorter examples or "
+            "gradient_checkpointing need less.",
+            "hyperparameters",
+        )
+    if isinstance(error, TrainingError):
+        return JobError("training_failed", _words(error))
+    if isinstance(error, CatalogError | JobsError):
+        return JobError("store_failed", str(error))
+    return JobError("internal_error", "The worker failed; the reason is in its log.")
+
+
+def _data_error(error: DataError, given: Mapping[Path, str]) -> JobError:
+    param = given.get(error.file, "training_file")
+    where = [f"line {error.line}"] if error.line is not None else []
+    where += [error.field] if error.field is not None else []
+    place = f" ({', '.join(where)})" if where else ""
+    code = f"invalid_{param}"
+    return JobError(code, f"The {param} cannot be used{place}: {error.problem}.", param)
+
+
+def _words(error: TrainingError) -> str:
+    what, why, remedy = error.what, error.why, error.remedy
+    return f"{what[:1].upper()}{what[1:]}: {why}. {remedy}."

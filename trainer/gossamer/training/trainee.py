@@ -1,0 +1,139 @@
+"""The base as the loop sees it: batches in, a loss out, and the loss of held-out examples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import psutil  # type: ignore[import-untyped]  # accelerate depends on it
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GradientCheckpointingLayer
+
+from gossamer.training.batches import IGNORED, collate
+from gossamer.training.config import TrainConfig
+from gossamer.training.encode import Encoded
+from gossamer.training.errors import ConfigError
+from gossamer.training.progress import Evaluation
+
+
+class Trainee(nn.Module):
+    """The base as the Trainer sees it: batches of `collate` in, the loss out.
+
+    The Trainer is given this module and not the base, so that nothing it does to its model stays on
+    the base.
+    """
+
+    #: tells the Trainer that the loss is divided by the tokens of the whole update already
+    accepts_loss_kwargs = True
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
+        #: bytes, at the fullest seen so far
+        self.memory = 0
+        #: tokens processed so far, padding not counted
+        self.tokens = 0
+
+    def train(self, mode: bool = True) -> Trainee:  # noqa: ARG002
+        """Stay in eval mode: no dropout, so that what is trained is what is served."""
+        return self
+
+    def forward(
+        self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss in nats, summed over the labels and divided by `num_items_in_batch`."""
+        logits = self.logits(labels.shape[1], inputs)
+        flat = labels.reshape(-1)
+        loss = F.cross_entropy(
+            logits.reshape(flat.numel(), -1), flat, ignore_index=IGNORED, reduction="sum"
+        )
+        self.look_at_memory()
+        self.tokens += tokens_of(inputs)
+        count = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": loss / count}
+
+    def look_at_memory(self) -> None:
+        """Remember the memory in use, if it is the most so far."""
+        self.memory = max(self.memory, memory_in_use(next(self.parameters()).device))
+
+    def logits(self, scored: int, inputs: dict[str, Tensor]) -> Tensor:
+        """float32 [rows, scored, vocabulary] of the last positions."""
+        if self._takes_logits_to_keep:
+            logits: Tensor = self.base(**inputs, logits_to_keep=scored, use_cache=False).logits
+        else:
+            logits = self.base(**inputs, use_cache=False).logits
+        return logits[:, -scored:].float()
+
+
+def tokens_of(inputs: dict[str, Tensor]) -> int:
+    """Tokens of a batch, padding not counted."""
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: allocated on a GPU at most so far, or held by this process now."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which forward passes run."""
+    if config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
+    """Recompute the layers' activations in backward passes instead of keeping them.
+
+    Around the layers' forward passes: the model's own switch works for layers in training mode
+    only, where some have dropout too, and leaves a hook on the embedding that asks for a gradient.
+
+    Raises:
+        ConfigError: the architecture cannot.
+    """
+    if not on:
+        yield
+        return
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError("gradient_checkpointing", f"{type(model).__name__} cannot do it")
+    for layer in layers:
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance's; its class has its own
+
+
+@torch.no_grad()
+def evaluate(
+    config: TrainConfig, trainee: Trainee, held_out: Sequence[Encoded], pad_id: int, step: int
+) -> Evaluation:
+    """Loss and token accuracy on the held-out examples, as the model stands."""
+    device = next(trainee.parameters()).device
+    loss, right, count = 0.0, 0, 0
+    for begin in range(0, len(held_out), config.batch_size):
+        rows = held_out[begin : begin + config.batch_size]
+        batch = {key: tensor.to(device) for key, tensor in collate(rows, pad_id).items()}
+        labels = batch.pop("labels")
+        with autocast(config, device):
+            logits = trainee.logits(labels.shape[1], batch)
+        scored = labels != IGNORED
+        chosen, wanted = logits[scored], labels[scored]
+        loss += float(F.cross_entropy(chosen, wanted, reduction="sum"))
+        right += int((chosen.argmax(-1) == wanted).sum())
+        count += wanted.numel()
+    return Evaluation(step, loss / count, right / count, count)
