@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from gossamer.api.settings import Limits, Settings
 from gossamer.store.catalog.views import BaseInfo
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.format import write
+
+#: Nothing here is encrypted, and reading the certificates of the machine takes 70 ms a client.
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,14 @@ class Running:
         # client and warn of it.
         name = repr(sorted(values.items()))
         if name not in self.opened:
-            self.opened[name] = openai.OpenAI(**values)
+            transport = openai.DefaultHttpxClient(verify=_NO_CERTIFICATES)
+            self.opened[name] = openai.OpenAI(**values, http_client=transport)
         return self.opened[name]
 
     def async_client(self, key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
         """The real client, for asyncio."""
-        return openai.AsyncOpenAI(**self._options(key, options))
+        transport = openai.DefaultAsyncHttpxClient(verify=_NO_CERTIFICATES)
+        return openai.AsyncOpenAI(**self._options(key, options), http_client=transport)
 
     def _options(self, key: str | None, options: dict[str, Any]) -> dict[str, Any]:
         defaults = {"base_url": f"{self.url}/v1", "max_retries": 0, "timeout": 60}
@@ -73,7 +79,9 @@ class Running:
         """Plain HTTP with a key; `key=""` sends none."""
         key = self.key if key is None else key
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+        return httpx.Client(
+            base_url=self.url, headers=headers, timeout=60, verify=_NO_CERTIFICATES, **options
+        )
 
     def upload(
         self, name: str, seed: int, key: str | None = None, **options: Any

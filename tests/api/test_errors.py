@@ -11,6 +11,7 @@ import pytest
 from gossamer.api.error_table import known, to_api_error
 from gossamer.api.errors import ApiError, invalid, model_not_found, retry_headers
 from gossamer.engine import errors as engine
+from gossamer.jobs import errors as jobs
 from gossamer.merge import errors as merge
 from gossamer.store import errors as store
 from gossamer.store.catalog import errors as catalog
@@ -29,8 +30,10 @@ NOT_FOR_REQUESTS = {
     catalog.RegistryTooNew,
     catalog.TenantExists,
     catalog.TenantNotFound,
+    jobs.CancelRequested,
+    jobs.LeaseLost,
 }
-BASES = {engine.EngineError, catalog.CatalogError}
+BASES = {engine.EngineError, catalog.CatalogError, jobs.JobsError}
 
 
 def classes(module: ModuleType) -> list[type[Exception]]:
@@ -40,7 +43,7 @@ def classes(module: ModuleType) -> list[type[Exception]]:
 
 @pytest.mark.parametrize(
     "error",
-    [c for m in (engine, merge, store, catalog) for c in classes(m)],
+    [c for m in (engine, merge, store, catalog, jobs) for c in classes(m)],
     ids=lambda c: c.__name__,
 )
 def test_every_error_of_a_request_has_a_row(error: type[Exception]) -> None:
@@ -70,6 +73,18 @@ def test_every_error_of_a_request_has_a_row(error: type[Exception]) -> None:
         (catalog.AdapterNotFound("sql"), 404, "model_not_found"),
         (catalog.QuotaExceeded("adapters", 101, 100), 409, "quota_exceeded"),
         (catalog.QuotaExceeded("bytes", 101, 100), 413, "quota_exceeded"),
+        (catalog.QuotaExceeded("files", 101, 100), 409, "quota_exceeded"),
+        (catalog.QuotaExceeded("file bytes", 101, 100), 413, "quota_exceeded"),
+        (catalog.FileNotFound("file-1"), 404, "file_not_found"),
+        (catalog.FileCorrupt("file-1", "gone"), 409, "file_corrupt"),
+        (catalog.InvalidFilename("", "no"), 400, "invalid_filename"),
+        (jobs.JobNotFound("ftjob-1"), 404, "job_not_found"),
+        (jobs.JobStateError("ftjob-1", "pause", "failed"), 409, "invalid_job_state"),
+        (jobs.TooManyJobs(16), 429, "insufficient_quota"),
+        (jobs.UnknownCursor("x"), 400, "invalid_value"),
+        (jobs.UnknownMethod("x", ["lota"]), 400, "invalid_value"),
+        (jobs.UnusableFile("training_file", "file-1", "is gone"), 400, "unusable_file"),
+        (jobs.ParameterError("suffix", "no"), 400, "invalid_value"),
         (catalog.StoreFull("blobs", "/secret/detail"), 507, "store_full"),
         (catalog.BlobStoreFailed("put", "secret detail"), 503, "overloaded"),
         (catalog.RegistryBusy(5), 503, "registry_busy"),
@@ -96,10 +111,27 @@ def test_what_a_retry_cannot_cure_says_so() -> None:
         catalog.QuotaExceeded("adapters", 101, 100),
         catalog.CurrentVersion("sql", 1),
         catalog.AdapterCorrupt("sha256:0", "gone"),
+        catalog.FileCorrupt("file-1", "gone"),
+        jobs.JobStateError("ftjob-1", "pause", "failed"),
+        jobs.TooManyJobs(16),
         engine.NonFiniteLogits("sha256:0"),
     ):
         assert to_api_error(error).response().headers["x-should-retry"] == "false"
     assert "x-should-retry" not in to_api_error(engine.Overloaded("full", 1)).response().headers
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("settings.eval_fraction", "hyperparameters.eval_fraction"),
+        ("parameters", "adapter"),
+        ("parameters.targets", "adapter.targets"),
+        ("metadata.settings", "metadata.settings"),
+        ("suffix", "suffix"),
+    ],
+)
+def test_a_parameter_is_named_as_the_request_has_it(field: str, param: str) -> None:
+    assert to_api_error(jobs.ParameterError(field, "no")).param == param
 
 
 def test_not_found_reads_the_same_from_the_catalog_and_from_the_parser() -> None:

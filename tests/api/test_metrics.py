@@ -27,6 +27,8 @@ NAMES = {
     "gossamer_fused_steps",
     "gossamer_fused_windows",
     "gossamer_held_row_steps",
+    "gossamer_jobs",
+    "gossamer_jobs_finished",
 }
 
 

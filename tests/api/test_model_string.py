@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.api.errors import ApiError
-from gossamer.api.model_string import LONGEST, parse_model
+from gossamer.api.model_string import parse_model
+from gossamer.store.catalog.mixes import LONGEST
 
 DIGEST = "sha256:" + "ab" * 32
 NAMES = ("base", "smollm2-135m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,9 +23,19 @@ from gossamer.api.middleware.authenticate import OPEN_PATHS, Authenticate
 from gossamer.api.middleware.body import BoundBody
 from gossamer.api.middleware.gate import Gate
 from gossamer.api.middleware.identify import Identify
-from gossamer.api.routes import adapters, chat, completions, models, operations, tokenize
+from gossamer.api.routes import (
+    adapters,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    models,
+    operations,
+    tokenize,
+)
 from gossamer.api.services import Services
 from gossamer.engine.errors import EngineError
+from gossamer.store.catalog.errors import CatalogError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +58,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.first_key = None
-    for module in (completions, chat, models, adapters, tokenize, operations):
+    routes = (completions, chat, models, adapters, files, fine_tuning, tokenize, operations)
+    for module in routes:
         app.include_router(module.router)
     # The last one added is the outermost.
     app.add_middleware(BoundBody, limits=services.settings.limits)
@@ -74,9 +86,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         started.callback(services.postbox.close)
         services.engine.start()
         started.push_async_callback(asyncio.to_thread, services.engine.close)
+        ending = asyncio.Event()
         async with asyncio.TaskGroup() as background:
             background.create_task(_warm_up(services))
-            yield
+            background.create_task(_collect(services, ending))
+            try:
+                yield
+            finally:
+                ending.set()
 
 
 async def _warm_up(services: Services) -> None:
@@ -84,6 +101,20 @@ async def _warm_up(services: Services) -> None:
         await asyncio.to_thread(services.constraints.warm_up)
     except EngineError as error:  # requests for structured output will be told the same
         logger.warning("structured output is not available: %s", error)
+
+
+async def _collect(services: Services, ending: asyncio.Event) -> None:
+    """Now and then, unlink what other processes have let go of: only the server may."""
+    while not ending.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), services.settings.collect_seconds)
+            return
+        try:
+            found = await asyncio.to_thread(services.catalog.recover)
+        except CatalogError as error:  # the next time, then
+            logger.warning("nothing was collected: %s", error)
+        else:
+            logger.debug("collected %d blobs", found.blobs)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -1,41 +1,54 @@
-"""Sending a stored adapter file, held until the last byte is out or the client has gone."""
+"""Sending a stored file, held until the last byte is out or the client has gone."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gossamer.api.workers import Workers
-from gossamer.store.catalog.resolution import Download
 from gossamer.store.spool import CHUNK
 
 
 class FileReply(Response):
-    """The reply; it leaves the context `opening` when it is done."""
+    """The reply; it leaves the context `opening` when it is done.
+
+    Args:
+        opening: entered already; it keeps the file at `path`.
+        nbytes: of the file.
+        filename: what the client shall call it; any text.
+        headers: more of them.
+    """
 
     def __init__(
-        self, opening: AbstractContextManager[Download], stored: Download, workers: Workers
+        self,
+        opening: AbstractContextManager[Any],
+        path: Path,
+        nbytes: int,
+        filename: str,
+        headers: Mapping[str, str],
+        workers: Workers,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self._nbytes = stored.version.nbytes
-        # The name has only characters that a header may have in quotes.
-        filename = f"{stored.version.name}.safetensors"
+        self._nbytes = nbytes
         self.init_headers(
             {
                 "content-type": "application/octet-stream",
-                "content-length": str(stored.version.nbytes),
-                "content-disposition": f'attachment; filename="{filename}"',
-                "etag": f'"{stored.version.blob_id}"',
-                "x-gossamer-digest": stored.version.digest,
+                "content-length": str(nbytes),
+                "content-disposition": attachment(filename),
+                **headers,
             }
         )
         self._opening = opening
-        self._path = stored.path
+        self._path = path
         self._workers = workers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +70,14 @@ class FileReply(Response):
             gone.cancel()
             # Not in the event loop: the end of a hold may wait for a lock.
             await asyncio.shield(self._workers.file(self._opening.__exit__, None, None, None))
+
+
+def attachment(filename: str) -> str:
+    """`content-disposition` for a file to be saved under that name (RFC 6266)."""
+    quoted = quote(filename, safe="")
+    if quoted == filename:
+        return f'attachment; filename="{filename}"'
+    return f"attachment; filename*=utf-8''{quoted}"
 
 
 async def _disconnect(receive: Receive) -> None:

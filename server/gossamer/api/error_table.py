@@ -12,9 +12,11 @@ from gossamer.api.errors import (
     invalid,
     invalid_api_key,
     model_not_found,
+    over_quota,
     unavailable,
 )
 from gossamer.engine import errors as engine
+from gossamer.jobs import errors as jobs
 from gossamer.merge import errors as merge
 from gossamer.store import errors as store
 from gossamer.store.catalog import errors as catalog
@@ -54,7 +56,8 @@ def field_errors(errors: Sequence[Any]) -> ApiError:
         return invalid(None, f"The body is not valid JSON: {first['ctx']['error']}.")
     if param is None:
         return invalid(None, _NO_BODY)
-    return invalid(param, f"{param}: {first['msg']}.", code="invalid_value")
+    why = first["msg"].removeprefix("Value error, ")
+    return invalid(param, f"{param}: {why}.", code="invalid_value")
 
 
 _NO_BODY = "The body must be a JSON object, sent with `content-type: application/json`."
@@ -99,8 +102,22 @@ def _adapter_file(error: store.AdapterFileError) -> ApiError:
 
 
 def _quota(error: catalog.QuotaExceeded) -> ApiError:
-    status = 409 if error.what == "adapters" else 413
+    status = 409 if error.what in ("adapters", "files") else 413
     return ApiError(status, str(error), code="quota_exceeded", headers=NO_RETRY)
+
+
+#: what the backlog calls a part of its request → where OpenAI's request has it
+_PARTS = {"parameters": "adapter", "settings": "hyperparameters"}
+
+
+def _parameter(error: jobs.ParameterError) -> ApiError:
+    part, dot, rest = error.field.partition(".")
+    param = _PARTS.get(part, part) + dot + rest
+    return invalid(param, f"{param}: {error.problem}.", code="invalid_value")
+
+
+def _not_there(code: str, param: str) -> Row:
+    return lambda error: ApiError(404, str(error), code=code, param=param)
 
 
 def _unloaded(error: engine.AdapterUnavailable) -> ApiError:
@@ -145,10 +162,20 @@ _TABLE: dict[type[BaseException], Row] = {
     catalog.NoEarlierVersion: _conflict("no_earlier_version"),
     catalog.WrongBase: lambda e: ApiError(422, str(e), code="base_model_mismatch", param="model"),
     catalog.AdapterCorrupt: _conflict("adapter_corrupt", "model"),
+    catalog.FileNotFound: _not_there("file_not_found", "file_id"),
+    catalog.InvalidFilename: _bad("file", "invalid_filename"),
+    catalog.FileCorrupt: _conflict("file_corrupt", "file_id"),
     catalog.BlobStoreFailed: lambda _: unavailable("The blob store failed.", _LATER),
     catalog.StoreFull: _no_space,
     catalog.RegistryBusy: lambda e: unavailable(str(e), _SOON, code="registry_busy"),
     catalog.InvalidKey: lambda _: invalid_api_key(),
+    jobs.ParameterError: _parameter,
+    jobs.UnknownMethod: _bad("adapter.method", "invalid_value"),
+    jobs.UnusableFile: lambda e: invalid(e.param, str(e), code="unusable_file"),
+    jobs.JobNotFound: _not_there("job_not_found", "fine_tuning_job_id"),
+    jobs.UnknownCursor: _bad("after", "invalid_value"),
+    jobs.JobStateError: _conflict("invalid_job_state"),
+    jobs.TooManyJobs: lambda e: over_quota(str(e)),
 }
 
 #: the base classes of all rows: what the application registers its handler for
@@ -156,6 +183,7 @@ HANDLED: tuple[type[Exception], ...] = (
     ApiError,
     engine.EngineError,
     catalog.CatalogError,
+    jobs.JobsError,
     merge.MixError,
     store.AdapterFileError,
 )

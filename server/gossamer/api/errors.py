@@ -75,13 +75,13 @@ def invalid(param: str | None, message: str, *, code: str | None = None) -> ApiE
     return ApiError(400, message, param=param, code=code)
 
 
-def model_not_found(given: str) -> ApiError:
+def model_not_found(given: str, param: str = "model") -> ApiError:
     """404, the same for what is missing, deleted and another tenant's."""
     shown = given if len(given) <= 160 else given[:159] + "…"
     return ApiError(
         404,
         f"The model {shown!r} does not exist or you do not have access to it.",
-        param="model",
+        param=param,
         code="model_not_found",
     )
 
@@ -93,6 +93,13 @@ def invalid_api_key() -> ApiError:
         "The API key is missing or not valid. Send it as `Authorization: Bearer <key>`.",
         code="invalid_api_key",
         headers={"www-authenticate": "Bearer"},
+    )
+
+
+def over_quota(message: str) -> ApiError:
+    """429 that waiting alone does not cure: this tenant has as much as it may have."""
+    return ApiError(
+        429, message, type="insufficient_quota", code="insufficient_quota", headers={**NO_RETRY}
     )
 
 

@@ -8,7 +8,7 @@ in one series.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,10 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gossamer.api.admission import Admission
+from gossamer.jobs.views import Status
 
 if TYPE_CHECKING:
     from gossamer.engine.client import Engine
 
+#: states of a job: those that come to an end, and the ends
+UNFINISHED: tuple[Status, ...] = ("queued", "running", "paused")
+FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "POST", "DELETE"})
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -54,6 +58,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.jobs = JobMetrics()
+        self.registry.register(self.jobs)
         self._requests = Counter(
             "gossamer_http_requests",
             "HTTP requests answered",
@@ -99,6 +105,40 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class JobMetrics(Collector):
+    """How many jobs there are in each state, as last told. Without series until then: the registry
+    is asked by whoever scrapes, in a thread, and may not answer.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Mapping[str, int] | None = None
+
+    def tell(self, counts: Mapping[str, int] | None) -> None:
+        """Take in the counts by state; None: they are not known."""
+        self._counts = counts
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the names are told at the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as last told."""
+        if self._counts is None:
+            return
+        waiting = GaugeMetricFamily(
+            "gossamer_jobs", "Training jobs that are not finished", labels=("status",)
+        )
+        for status in UNFINISHED:
+            waiting.add_metric((status,), self._counts.get(status, 0))
+        yield waiting
+        finished = CounterMetricFamily(
+            "gossamer_jobs_finished", "Training jobs that came to their end", labels=("status",)
+        )
+        for status in FINISHED:
+            finished.add_metric((status,), self._counts.get(status, 0))
+        yield finished
 
 
 class EngineMetrics(Collector):

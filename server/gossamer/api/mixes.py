@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossamer.api.errors import ApiError, invalid
-from gossamer.api.model_string import ModelString, Term, parse_model, parse_ref
+from gossamer.api.model_string import ModelString, parse_model, parse_ref
 from gossamer.api.schemas.common import MergedAdapters
 from gossamer.api.workers import Workers
 from gossamer.merge.errors import MixError
 from gossamer.merge.mix import BASE, Member, Mix, canonical
 from gossamer.store.catalog.door import Catalog
+from gossamer.store.catalog.mixes import Term
 from gossamer.store.catalog.names import BASE as BASE_NAME
 
 

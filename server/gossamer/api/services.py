@@ -13,6 +13,7 @@ from starlette.requests import Request
 from gossamer.api.admission import Admission
 from gossamer.api.constraints import Constraints
 from gossamer.api.device import Device, check_attention, choose_device, memory_budget
+from gossamer.api.job_requests import JobReader
 from gossamer.api.lifecycle import Lifecycle
 from gossamer.api.mailbox import Postbox
 from gossamer.api.metrics import EngineMetrics, Metrics
@@ -28,9 +29,12 @@ from gossamer.base.sources import open_base
 from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.runner import Geometry
+from gossamer.jobs.backlog import Backlog
+from gossamer.jobs.views import JobLimits
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import BaseInfo, StoreLimits
+from gossamer.store.files import Files
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Services:
     base: BaseFiles
     engine: Engine
     store: Store
+    backlog: Backlog
     prompts: Prompts
     tokens: TokenText
     constraints: Constraints
     mixes: Mixes
+    job_reader: JobReader
     admission: Admission
     workers: Workers
     metrics: Metrics
@@ -56,6 +62,11 @@ class Services:
     def catalog(self) -> Catalog:
         """The one door to adapters."""
         return self.store.catalog
+
+    @property
+    def files(self) -> Files:
+        """The one door to files."""
+        return self.store.files
 
 
 def build(settings: Settings, *, progress: Progress | None = None) -> Services:
@@ -85,7 +96,11 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
         limits=StoreLimits(
-            adapters=limits.adapters_per_tenant, stored_bytes=limits.adapter_bytes_per_tenant
+            adapters=limits.adapters_per_tenant,
+            stored_bytes=limits.adapter_bytes_per_tenant,
+            files=limits.files_per_tenant,
+            file_bytes=limits.file_bytes_per_tenant,
+            training_file_bytes=limits.training_file_bytes,
         ),
         upload_bytes=limits.adapter_bytes,
     )
@@ -94,11 +109,13 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     workers, metrics = Workers(), Metrics()
     admission = Admission(settings.max_rows, limits)
     metrics.registry.register(EngineMetrics(engine, admission, base.name, settings.max_rows))
+    mixes = Mixes(store.catalog, workers, base.name, limits.merge_members)
     return Services(
         settings=settings,
         base=base,
         engine=engine,
         store=store,
+        backlog=Backlog(store.registry, limits=JobLimits(unfinished=limits.jobs_per_tenant)),
         prompts=Prompts(tokenizer, engine.context_length, limits.template_seconds),
         tokens=TokenText(tokenizer),
         constraints=Constraints(
@@ -108,7 +125,8 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
             limits.grammar_seconds,
             limits.queue_seconds,
         ),
-        mixes=Mixes(store.catalog, workers, base.name, limits.merge_members),
+        mixes=mixes,
+        job_reader=JobReader(store.catalog, workers, mixes, base.fingerprint, limits.merge_members),
         admission=admission,
         workers=workers,
         metrics=metrics,

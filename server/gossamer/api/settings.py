@@ -22,7 +22,8 @@ class Limits(BaseModel):
     """What one request, one tenant and one connection may ask for. Bytes, seconds, counts.
 
     `queued` and `queued_per_tenant` count sequences (prompts × n) that have not begun;
-    `rows_at_once` is how many of them one request may have in the engine.
+    `rows_at_once` is how many of them one request may have in the engine. `jobs_per_tenant` counts
+    training jobs that are queued, running or paused; the files are those to train on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class Limits(BaseModel):
     # the body
     json_bytes: Bytes = 8 << 20
     adapter_bytes: Bytes = 512 << 20
+    training_file_bytes: Bytes = 256 << 20
     header_bytes: Bytes = 64 << 10
     headers: Count = 100
     form_fields: Count = 8
@@ -62,6 +64,10 @@ class Limits(BaseModel):
     # what a tenant may keep
     adapters_per_tenant: Count = 100
     adapter_bytes_per_tenant: Bytes = 4 << 30
+    files_per_tenant: Count = 100
+    file_bytes_per_tenant: Bytes = 1 << 30
+    # training
+    jobs_per_tenant: Count = 16
 
 
 class Settings(BaseSettings):
@@ -91,6 +97,7 @@ class Settings(BaseSettings):
         fuse_16bit, fuse_deviation: fuse into 16-bit weights as well, which rounds: a mix whose
             deviation is measured to be within that bound.
         drain_seconds: how long running requests may take after SIGTERM.
+        collect_seconds: between two looks for blobs that other processes have let go of.
         first_tenant: whom the first admin key is made for.
     """
 
@@ -121,6 +128,7 @@ class Settings(BaseSettings):
     fuse_16bit: bool = False
     fuse_deviation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     drain_seconds: Seconds = 30.0
+    collect_seconds: Seconds = 600.0
     first_tenant: Annotated[str, Field(min_length=1, max_length=128)] = "default"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: Limits = Limits()

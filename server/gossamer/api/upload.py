@@ -1,11 +1,13 @@
-"""Receiving an adapter file: straight from the socket into the catalog's spool.
+"""Receiving a file: straight from the socket into a spool.
 
 At most a few MiB of an upload are in memory at any time, and writing and hashing happen in worker
-threads. The name may come before the file or after it.
+threads. The fields beside the file may come before it or after it; each is checked when it has
+come, so that a wrong one costs its sender no transfer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,22 +22,87 @@ from gossamer.store.spool import Spool
 #: Collected before a switch to a thread that writes it: 1 MiB takes about 1 ms to hash and write.
 _BATCH = 1 << 20
 _LONGEST_FIELD = 4096
-_FIELDS = frozenset({"name", "activate"})
 _FILE = "file"
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
-class Order:
-    """What an upload asks for beside its bytes."""
+class FormField:
+    """A field of text.
 
-    name: str
-    activate: bool
+    Attributes:
+        read: text → value; raises ApiError.
+        default: the text that it has when it is left out; None: it must be given.
+    """
+
+    read: Callable[[str], Any] = str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an upload consists of, beside the part `file`.
+
+    Attributes:
+        refused: fields of other servers → why this one does not take them.
+        raw: whether the file may also be the whole body, with the fields in the query.
+    """
+
+    fields: Mapping[str, FormField]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    raw: bool = False
+
+    def check_name(self, name: str | None) -> None:
+        """Whether a field of this name, or the file, may be there.
+
+        Raises:
+            ApiError: 400
+        """
+        if name in self.fields or name == _FILE:
+            return
+        # The OpenAI client writes a field of a field as `expires_after[seconds]`.
+        whole = (name or "").partition("[")[0]
+        if whole in self.refused:
+            raise invalid(whole, self.refused[whole], code="unknown_field")
+        known = ", ".join(f"`{known}`" for known in self.fields)
+        raise invalid(name or None, f"The form takes {known} and `file`.", code="unknown_field")
+
+    def complete(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of all fields, with the defaults of those that were left out.
+
+        Raises:
+            ApiError: 400, one is missing.
+        """
+        for name, declared in self.fields.items():
+            if name not in values:
+                if declared.default is None:
+                    raise _missing(name)
+                values[name] = declared.read(declared.default)
+        return values
+
+
+@dataclass(frozen=True)
+class Received:
+    """An upload beside its bytes. `filename` is what the client calls the file, if it does."""
+
+    values: Mapping[str, Any]
+    filename: str | None = None
+
+
+def read_boolean(name: str) -> Callable[[str], bool]:
+    """How to read the field of that name as true or false."""
+    values = {"true": True, "1": True, "false": False, "0": False}
+
+    def read(text: str) -> bool:
+        if text.lower() not in values:
+            raise invalid(name, f"{name} is `true` or `false`.")
+        return values[text.lower()]
+
+    return read
 
 
 async def receive_upload(
-    request: Request, spool: Spool, workers: Workers, most_fields: int
-) -> Order:
+    request: Request, form: Form, spool: Spool, workers: Workers, most_fields: int
+) -> Received:
     """Read the whole body into `spool`.
 
     Raises:
@@ -44,25 +111,21 @@ async def receive_upload(
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"multipart/form-data":
-        form = _Form(options.get(b"boundary", b""), most_fields)
+        parser = _Parser(form, options.get(b"boundary", b""), most_fields)
         async for chunk in request.stream():
-            form.feed(chunk)
-            await _write(spool, workers, form.pending)
-        await _write(spool, workers, form.pending, all_of_it=True)
-        return _order(form.finish())
-    if kind != b"application/octet-stream":
-        raise invalid(
-            "content-type",
-            "Send multipart/form-data with `name` and `file`, "
-            "or application/octet-stream with ?name=….",
-        )
-    order = _order(_query(request))
+            parser.feed(chunk)
+            await _write(spool, workers, parser.pending)
+        await _write(spool, workers, parser.pending, all_of_it=True)
+        return parser.finish()
+    if kind != b"application/octet-stream" or not form.raw:
+        raise invalid("content-type", _how(form))
+    received = Received(form.complete(_query(request, form)))
     pending = bytearray()
     async for chunk in request.stream():
         pending += chunk
         await _write(spool, workers, pending)
     await _write(spool, workers, pending, all_of_it=True)
-    return order
+    return received
 
 
 async def _write(
@@ -73,23 +136,20 @@ async def _write(
         pending.clear()
 
 
-def _query(request: Request) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in _FIELDS or name in fields:
-            raise invalid(name, "The query takes `name` and `activate`, each once.")
-        fields[name] = value
-    return fields
+def _how(form: Form) -> str:
+    wanted = ", ".join(f"`{name}`" for name, f in form.fields.items() if f.default is None)
+    way = f"Send multipart/form-data with {wanted} and `file`"
+    return f"{way}, or application/octet-stream with {wanted} in the query." if form.raw else way
 
 
-def _order(fields: dict[str, str]) -> Order:
-    name = fields.get("name")
-    if name is None:
-        raise invalid("name", "The field 'name' is missing.", code="missing_field")
-    activate = _BOOLEANS.get(fields.get("activate", "true").lower())
-    if activate is None:
-        raise invalid("activate", "activate is `true` or `false`.")
-    return Order(name, activate)
+def _query(request: Request, form: Form) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in form.fields or name in values:
+            known = " and ".join(f"`{known}`" for known in form.fields)
+            raise invalid(name, f"The query takes {known}, each once.")
+        values[name] = form.fields[name].read(text)
+    return values
 
 
 @dataclass
@@ -97,18 +157,20 @@ class _Part:
     """The part of a form that is being read."""
 
     name: str | None = None
+    filename: str | None = None
     value: bytearray = field(default_factory=bytearray)
 
 
-class _Form:
+class _Parser:
     """A streaming form with few fields and one file, whose bytes end up in `pending`."""
 
-    def __init__(self, boundary: bytes, most_fields: int) -> None:
+    def __init__(self, form: Form, boundary: bytes, most_fields: int) -> None:
         self.pending = bytearray()
+        self._form = form
         self._most_fields = most_fields
         self._count = 0
-        self._fields: dict[str, str] = {}
-        self._seen_file = False
+        self._values: dict[str, Any] = {}
+        self._file: _Part | None = None
         self._complete = False
         self._part = _Part()
         self._header = [bytearray(), bytearray()]
@@ -136,13 +198,14 @@ class _Form:
         except FormParserError as error:
             raise _malformed("its parts cannot be told apart") from error
 
-    def finish(self) -> dict[str, str]:
-        """The fields, once the whole body is there."""
+    def finish(self) -> Received:
+        """What has come, once the whole body is there."""
         if not self._complete:
             raise _malformed("its end is missing")
-        if not self._seen_file:
-            raise invalid("file", "The field 'file' is missing.", code="missing_field")
-        return self._fields
+        values = self._form.complete(self._values)
+        if self._file is None:
+            raise _missing(_FILE)
+        return Received(values, self._file.filename)
 
     def _on_part_begin(self) -> None:
         self._count += 1
@@ -159,17 +222,19 @@ class _Form:
         if name.lower() == b"content-disposition":
             _, options = parse_options_header(value)
             self._part.name = options.get(b"name", b"").decode("utf-8", "replace")
+            if (filename := options.get(b"filename")) is not None:
+                self._part.filename = filename.decode("utf-8", "replace")
 
     def _on_headers_finished(self) -> None:
         name = self._part.name
-        if name is None or name not in {*_FIELDS, _FILE}:
-            raise invalid(name or None, "The form takes `name`, `activate` and `file`.")
-        if name in self._fields or (name == _FILE and self._seen_file):
+        self._form.check_name(name)
+        if name in self._values or (name == _FILE and self._file is not None):
             raise invalid(name, f"The field {name!r} is there twice.")
-        self._seen_file = self._seen_file or name == _FILE
+        if name == _FILE:
+            self._file = self._part
 
     def _on_data(self, data: bytes) -> None:
-        if self._part.name == _FILE:
+        if self._part is self._file:
             self.pending += data
             return
         self._part.value += data
@@ -178,11 +243,16 @@ class _Form:
 
     def _on_part_end(self) -> None:
         name = self._part.name
-        if name is not None and name != _FILE:
-            self._fields[name] = self._part.value.decode("utf-8", "replace")
+        if name is not None and self._part is not self._file:
+            text = self._part.value.decode("utf-8", "replace")
+            self._values[name] = self._form.fields[name].read(text)
 
     def _on_end(self) -> None:
         self._complete = True
+
+
+def _missing(name: str) -> ApiError:
+    return invalid(name, f"The field {name!r} is missing.", code="missing_field")
 
 
 def _malformed(why: str) -> ApiError:

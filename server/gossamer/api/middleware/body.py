@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,7 +11,13 @@ from gossamer.api.context import header
 from gossamer.api.errors import ApiError
 from gossamer.api.settings import Limits
 
-UPLOAD = ("POST", "/v1/adapters")
+#: path of a POST that uploads a file → the limit of its bytes
+UPLOADS: Mapping[str, Callable[[Limits], int]] = {
+    "/v1/adapters": lambda limits: limits.adapter_bytes,
+    "/v1/files": lambda limits: limits.training_file_bytes,
+}
+#: what goes around the file in a multipart form
+_FORM_BYTES = 64 << 10
 
 
 def too_large(limit: int) -> ApiError:
@@ -31,9 +38,8 @@ class BoundBody:
             await self._app(scope, receive, send)
             return
         limit, seconds = self._limits.json_bytes, self._limits.json_body_seconds
-        if (scope["method"], scope["path"]) == UPLOAD:
-            # what goes around the file in a multipart form
-            limit = self._limits.adapter_bytes + (64 << 10)
+        if scope["method"] == "POST" and scope["path"] in UPLOADS:
+            limit = UPLOADS[scope["path"]](self._limits) + _FORM_BYTES
             seconds = self._limits.upload_seconds
         declared = header(scope, b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:

@@ -26,10 +26,14 @@ from gossamer.api.schemas.adapters import (
 from gossamer.api.schemas.replies import Deleted
 from gossamer.api.services import Services, ServicesOf
 from gossamer.api.strict import StrictRoute
-from gossamer.api.upload import receive_upload
+from gossamer.api.upload import Form, FormField, read_boolean, receive_upload
 from gossamer.store.catalog.names import Ref
 
 router = APIRouter(tags=["adapters"], route_class=StrictRoute)
+
+_FORM = Form(
+    {"name": FormField(), "activate": FormField(read_boolean("activate"), default="true")}, raw=True
+)
 
 
 @router.post(
@@ -48,9 +52,10 @@ async def upload_adapter(request: Request, services: ServicesOf) -> UploadedVers
     with services.admission.upload(tenant):
         spool = await workers.file(services.catalog.spool)
         try:
-            order = await receive_upload(request, spool, workers, limits.form_fields)
+            received = await receive_upload(request, _FORM, spool, workers, limits.form_fields)
+            name, activate = received.values["name"], received.values["activate"]
             version = await workers.file(
-                services.catalog.upload, tenant, order.name, spool, activate=order.activate
+                services.catalog.upload, tenant, name, spool, activate=activate
             )
         finally:
             await workers.file(spool.discard)
@@ -86,7 +91,10 @@ async def download_adapter(name: str, request: Request, services: ServicesOf) ->
     ref = parse_ref(name)
     opening = services.catalog.download(context_of(request.scope).tenant, ref)
     stored = await services.workers.file(opening.__enter__)
-    return FileReply(opening, stored, services.workers)
+    version = stored.version
+    headers = {"etag": f'"{version.blob_id}"', "x-gossamer-digest": version.digest}
+    filename = f"{version.name}.safetensors"
+    return FileReply(opening, stored.path, version.nbytes, filename, headers, services.workers)
 
 
 @router.post("/v1/adapters/{name:path}/rollback", responses=errors(404, 408, 409, 413))

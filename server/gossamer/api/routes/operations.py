@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from gossamer.api.documented import errors
+from gossamer.api.job_counts import count_jobs
 from gossamer.api.metrics import CONTENT_TYPE
 from gossamer.api.schemas.replies import HealthReply, Version
 from gossamer.api.services import ServicesOf
+from gossamer.store.catalog.errors import CatalogError
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operations"])
 
@@ -43,4 +48,11 @@ async def show_version(services: ServicesOf) -> Version:
 @router.get("/metrics", responses=errors(403), response_class=Response)
 async def metrics(services: ServicesOf) -> Response:
     """Prometheus metrics; without a key from this machine, otherwise with an admin key."""
+    try:
+        services.metrics.jobs.tell(
+            await services.workers.query(count_jobs, services.store.registry)
+        )
+    except CatalogError as error:  # the rest is worth most just then
+        logger.warning("the jobs could not be counted: %s", error)
+        services.metrics.jobs.tell(None)
     return Response(services.metrics.exposition(), 200, media_type=CONTENT_TYPE)
