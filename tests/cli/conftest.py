@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,3 +22,13 @@ def live(tiny_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("URL", "API_KEY", "DATA_DIR", "BASE", "HOST", "PORT"):
         monkeypatch.delenv(f"GOSSAMER_{name}", raising=False)
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """`up` and `worker` take the process's logging for themselves."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

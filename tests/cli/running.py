@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from gossamer.base.load import BaseFiles
 from gossamer.base.sources import open_base
 from gossamer.cli.app import app
-from gossamer.cli.destination import base_table
+from gossamer.cli.stores import base_table
 from gossamer.store.catalog.views import BaseInfo
 from tests.api.running import make_file
 

@@ -14,7 +14,21 @@ from tests.cli.running import GOSSAMER, environment, run
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAVY = ("torch", "transformers", "numpy", "sqlalchemy", "fastapi", "httpx", "rich.progress")
-COMMANDS = ("up", "chat", "adapters push", "adapters ls", "train", "keys create", "bench", "doctor")
+COMMANDS = (
+    "up",
+    "chat",
+    "adapters push",
+    "adapters ls",
+    "train",
+    "jobs create",
+    "jobs ls",
+    "jobs logs",
+    "methods",
+    "worker",
+    "keys create",
+    "bench",
+    "doctor",
+)
 
 
 def test_the_page_in_docs_is_current() -> None:
@@ -51,14 +65,28 @@ def test_help_takes_less_than_half_a_second() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-@pytest.mark.parametrize("arguments", ["--help", "adapters push --help", "keys create --help"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "adapters push --help",
+        "keys create --help",
+        "jobs create --help",
+        "worker --help",
+        "methods",
+        "methods lotto",
+    ],
+)
 def test_help_imports_nothing_heavy(arguments: str) -> None:
     assert _imported(arguments) == set()
 
 
 def test_commands_that_talk_to_a_server_import_no_torch(tmp_path: Path) -> None:
-    for arguments in ("adapters ls --url http://127.0.0.1:1", "chat -m x --url http://127.0.0.1:1"):
-        assert "torch" not in _imported(arguments)
+    nowhere = "--url http://127.0.0.1:1"
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    for command in ("adapters ls", "chat -m x", "jobs ls", f"jobs create --data {data}"):
+        assert "torch" not in _imported(f"{command} {nowhere}")
     assert "torch" not in _imported(f"keys ls --data-dir {tmp_path}")
 
 

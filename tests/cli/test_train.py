@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gossamer.base.sources import open_base
-from gossamer.cli.destination import base_table
+from gossamer.cli.stores import base_table
 from gossamer.cli.train import settings_of
 from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import BaseInfo
-from gossamer.store.format import inspect, read
+from gossamer.store.format import digest, inspect, read
 from tests.cli.running import GOSSAMER, Live, assert_three_lines, environment, run
 from tests.cli.terminal import Terminal
 from tests.training.support import counting_examples, write_jsonl
 
-QUICK = ("--density", "0.05", "--max-steps", "3", "--batch-size", "8", "--device", "cpu")
+SHORT = ("--max-steps", "3", "--batch-size", "8", "--device", "cpu")
+QUICK = ("--density", "0.05", *SHORT)
 
 
 @pytest.fixture
@@ -124,17 +128,148 @@ def test_a_bad_line_of_the_data_is_named(base: Path, tmp_path: Path) -> None:
 def test_settings_find_their_place() -> None:
     found = settings_of({"method": "sparta"}, 0.1, None, ["of=targets", "warmup=0.2"])
     assert found["parameters"] == {"density": 0.1, "of": "targets"}
-    assert found["warmup"] == "0.2"
+    assert found["warmup"] == 0.2
+
+
+def events_of(result: Any) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_phases_are_told(data: Path, base: Path, tmp_path: Path) -> None:
+    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data", *SHORT)
+    sets = ("--method", "lota", "--set", "calibration_steps=2", "--out", tmp_path / "a")
+    started, *events = events_of(run("train", *where, *sets, "--json"))
+    assert started["phases"] == {"calibrate-1": 2, "train": 3}
+    phases = [event["phase"] for event in events if event["event"] == "step"]
+    assert phases == ["calibrate-1"] * 2 + ["train"] * 3
+
+    told = run("train", *where, *sets[:-1], tmp_path / "b")
+    assert "Steps: calibrate-1 2, then train 3." in told.stderr
+    assert "step 1/5  calibrate-1  loss" in told.stderr
+    assert "step 5/5  train  loss" in told.stderr
+
+
+def test_a_run_begins_with_files_and_with_adapters_of_the_data_folder(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    """A chain of three: the second refers to a name, the third to a name and a file."""
+    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data", *SHORT)
+    sparsity = ("--set", "sparsity=0.9", "--set", "calibration_steps=1")
+
+    def finished(*options: str | Path) -> dict[str, Any]:
+        return events_of(run("train", *where, *options, *sparsity, "--json"))[-1]
+
+    one = finished("--method", "lota", "--push", "one")
+    two = ("--method", "lotto", "--set", "parents=one", "--out", tmp_path / "two.safetensors")
+    finished(*two)
+    files = ("--adapter", f"second={tmp_path / 'two.safetensors'}")
+    finished(
+        *("--method", "lotto", "--set", "parents=one,second", *files),
+        *("--out", tmp_path / "three.safetensors"),
+    )
+    with (tmp_path / "three.safetensors").open("rb") as file:
+        three = read(file)
+    with (tmp_path / "two.safetensors").open("rb") as file:
+        second = read(file)
+    assert [link["digest"] for link in three.record["chain"]] == [digest(second)]
+    assert [link["digest"] for link in second.record["chain"]] == [one["digest"]]
+    assert 2 * one["nnz"] == second.nnz
+    assert 3 * one["nnz"] == three.nnz
+    for name, delta in second.deltas.items():
+        where_two, values_two = delta.elements()
+        where_three, values_three = three.deltas[name].elements()
+        kept = np.isin(where_three, where_two)
+        np.testing.assert_array_equal(values_three[kept], values_two)
+
+
+def test_a_run_begins_with_a_mix_of_files_alone(data: Path, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    assert train(data, base, tmp_path, "--out", file).exit_code == 0
+    options = ("--set", "init_from=a*0.5+b*0.5", "--adapter", f"a={file}", "--adapter", f"b={file}")
+    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "elsewhere", *SHORT)
+    out = tmp_path / "b.safetensors"
+    finished = events_of(run("train", *where, *options, "--out", out, "--json"))[-1]
+    with file.open("rb") as first, out.open("rb") as second:
+        begun, made = read(first), read(second)
+    assert made.record["init_from"]["digest"] == digest(begun), "half and half of one adapter is it"
+    assert finished["nnz"] == begun.nnz
+    assert not (tmp_path / "elsewhere" / "registry.sqlite3").exists(), "no store was needed"
+
+
+def test_references_that_mean_nothing_are_refused(data: Path, base: Path, tmp_path: Path) -> None:
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"junk" * 100)
+
+    def refused(*options: str | Path) -> Any:
+        return train(data, base, tmp_path, "--out", tmp_path / "x", *options)
+
+    init = ("--set", "init_from=a")
+    assert_three_lines(refused(*init), "'a'", "none of this name")
+    assert_three_lines(refused(*init, "--tenant", "nobody"), "none of this name")
+    assert_three_lines(refused(*init, "--adapter", f"a={junk}"), "junk", "no adapter file")
+    for wrong in ("a", "=x", "a=", f"b={junk}", f"a={tmp_path / 'missing'}", f"a={tmp_path}"):
+        result = refused(*init, "--adapter", wrong)
+        assert result.exit_code == 2, wrong
+        assert "--adapter" in result.stderr
+    twice = ("--adapter", f"a={junk}", "--adapter", f"a={junk}")
+    assert refused(*init, *twice).exit_code == 2
+    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data", *SHORT)
+    assert_three_lines(run("train", *where, "--out", tmp_path / "x", "--method", "lora"), "lora")
+    assert refused("--set", "checkpoint_steps=1").exit_code == 2, "there is nowhere to keep them"
+
+
+def test_checkpoints_can_be_tried(data: Path, base: Path, tmp_path: Path) -> None:
+    result = train(data, base, tmp_path, "--push", "kept", "--set", "checkpoint_steps=1")
+    assert result.exit_code == 0, result.stderr
+    opened = open_base(base, tmp_path / "data")
+    with Store(
+        tmp_path / "data", BaseInfo(opened.name, opened.fingerprint, base_table(opened))
+    ) as store:
+        versions = store.catalog.show("default", "kept").versions
+    tags = [version.tag for version in versions if version.tag is not None]
+    assert tags[:2] == ["step-1", "step-2"]
+    assert [version.label for version in versions if version.current] == ["kept:1"]
+
+
+def test_an_interrupted_run_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
+    def arguments(out: str, *options: str | Path) -> list[str]:
+        where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data")
+        steps = ("--set", "density=0.05", "--max-steps", "100", "--batch-size", "8")
+        device = ("--device", "cpu", "--threads", "1", "--json")
+        return [*map(str, ("train", *where, *steps, *device, *options, "--out", tmp_path / out))]
+
+    work = ("--work", tmp_path / "work")
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [str(GOSSAMER), *arguments("a", *work)]
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
+        assert process.stdout is not None
+        while '"step": 3,' not in (line := process.stdout.readline()):
+            assert line, "the run ended before it could be stopped"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "a").exists()
+
+    resumed = events_of(run(*arguments("a", *work)))
+    whole = events_of(run(*arguments("b")))
+    assert resumed[1]["step"] > 3, "it goes on where it was"
+    assert resumed[-1]["digest"] == whole[-1]["digest"]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert_three_lines(run(*arguments("c", *work, "--seed", "3")), "other settings")
 
 
 def test_the_bar_is_live_on_a_terminal(data: Path, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     where = ["--data", data, "--base", base, "--data-dir", tmp_path / "data", "--out", out]
-    command = [str(GOSSAMER), "train", *map(str, where), *QUICK]
+    method = ["--method", "lota", "--set", "calibration_steps=2"]
+    command = [str(GOSSAMER), "train", *map(str, where), *SHORT, *method]
     with Terminal(command, environment()) as terminal:
         assert terminal.finish(120) == 0, terminal.text
-    for shown in ("training", "3/3", "loss", "tok/s", "left", "nnz", "MiB", "Trained 3 steps"):
+    for shown in ("calibrate-1", "train ", "5/5", "loss", "tok/s", "left", "nnz", "MiB"):
         assert shown in terminal.text
+    assert "Trained 5 steps" in terminal.text
     assert "\x1b[" in terminal.text
     assert "━" in terminal.text
     with out.open("rb") as file:

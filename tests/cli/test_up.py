@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from gossamer.api.settings import Settings
 from gossamer.cli.output import Output
+from gossamer.cli.supervising import Supervised
 from tests.cli.running import Live, environment, run, run_json, up
 
 
@@ -58,7 +58,7 @@ def test_people_read_the_address_and_once_the_key(
 def test_its_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Settings] = []
 
-    def serve(settings: Settings, output: Output) -> int:
+    def serve(settings: Settings, output: Output, worker: Supervised | None) -> int:
         asked.append(settings)
         return 0
 
@@ -77,6 +77,7 @@ def test_its_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("up", "--attention", "ours").exit_code == 2
     for wrong in ("0", "1.5", "nan"):
         assert run("up", "--fuse-share", wrong).exit_code == 2
+    assert run("up", "--worker-threads", "1").exit_code == 2, "threads of no worker"
 
 
 def test_a_later_start_shows_no_key_and_keys_made_beside_it_work(live: Live) -> None:
@@ -86,16 +87,6 @@ def test_a_later_start_shows_no_key_and_keys_made_beside_it_work(live: Live) -> 
     assert run(*listed, made).exit_code == 0
     run_json("keys", "revoke", made, "--data-dir", live.data_dir)
     assert run(*listed, made).exit_code == 1
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """`up` takes the process's logging for itself."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.mark.usefixtures("logging_restored")

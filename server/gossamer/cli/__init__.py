@@ -1,4 +1,5 @@
-"""The command line: `gossamer up | chat | adapters | train | keys | bench | doctor`.
+"""The command line: `gossamer up | chat | adapters`, `train | jobs | methods | worker`, and
+`keys | bench | doctor`.
 
 No module of this room imports torch, a server or a database at its top; a command brings in what it
 needs when it runs. So `gossamer --help` is there in a quarter of a second.

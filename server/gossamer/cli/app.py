@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gossamer.cli import adapters, bench, chat, doctor, keys, train, up
+from gossamer.cli import (
+    adapters,
+    bench,
+    chat,
+    doctor,
+    jobs,
+    keys,
+    methods,
+    train,
+    up,
+    worker,
+)
 from gossamer.cli.errors import INTERRUPTED, command_error
 from gossamer.cli.output import show_error
 
@@ -68,6 +79,9 @@ app.command("up")(up.up)
 app.command("chat")(chat.chat)
 app.add_typer(adapters.app, name="adapters")
 app.command("train")(train.train)
+app.add_typer(jobs.app, name="jobs")
+app.command("methods")(methods.methods)
+app.command("worker")(worker.worker)
 app.add_typer(keys.app, name="keys")
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

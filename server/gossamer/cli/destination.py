@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer.cli.errors import CommandError
+from gossamer.cli.stores import open_store
 
 if TYPE_CHECKING:
     from gossamer.api.settings import Settings
     from gossamer.base.load import BaseFiles
     from gossamer.cli.output import Output
     from gossamer.store.catalog.opening import Store
+    from gossamer.store.delta import DeltaSet
     from gossamer.training.run import TrainResult
 
 
@@ -72,6 +75,21 @@ class Destination:
                 kept["version"] = self._push(self.push, file, output)
         return kept
 
+    def keep_checkpoint(self, step: int, adapter: DeltaSet, metrics: Mapping[str, float]) -> None:
+        """Put a run's adapter as it stands into the data folder, as `name@step-N`."""
+        from gossamer.store.format import write
+
+        del metrics  # they are told to whoever watches the run
+        if self.push is None:
+            raise RuntimeError("a checkpoint has the name of an adapter")
+        with tempfile.TemporaryDirectory(prefix="gossamer-train-") as folder:
+            file = Path(folder) / "adapter.safetensors"
+            write(adapter, file)
+            with self._store() as store:
+                store.catalog.upload(
+                    self.tenant, self.push, file, activate=False, tag=f"step-{step}"
+                )
+
     def _push(self, name: str, file: Path, output: Output) -> dict[str, Any]:
         if self.url is not None:
             from gossamer.cli.adapters import push_file
@@ -96,24 +114,12 @@ class Destination:
     def _store(self) -> Store:
         """The data folder, beside a server that may run on it; the tenant is there."""
         from gossamer.store.catalog.names import check_new_name
-        from gossamer.store.catalog.opening import Store
-        from gossamer.store.catalog.views import BaseInfo, StoreLimits
         from gossamer.store.registry.tenants import ensure_tenant, lock_tenant
 
         if self.base is None or self.push is None:
             raise RuntimeError("check comes first")
         check_new_name(self.push, self.base.name)
-        limits = self.settings.limits
-        store = Store(
-            self.settings.data_dir.expanduser().resolve(),
-            BaseInfo(self.base.name, self.base.fingerprint, base_table(self.base)),
-            database_url=self.settings.database_url,
-            blobs_url=self.settings.blobs_url,
-            limits=StoreLimits(
-                adapters=limits.adapters_per_tenant, stored_bytes=limits.adapter_bytes_per_tenant
-            ),
-            upload_bytes=limits.adapter_bytes,
-        )
+        store = open_store(self.settings, self.base)
         try:
             with store.registry.write() as session:
                 if self.tenant == self.settings.first_tenant:
@@ -138,18 +144,6 @@ class Destination:
                 f"and {base.name} is {base.fingerprint[:16]}….",
                 "Train on the server's base with --base.",
             )
-
-
-def base_table(base: BaseFiles) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the weights that an adapter may change, without loading any."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from gossamer.base.patch_map import adapter_table
-
-    config = AutoConfig.from_pretrained(base.path, local_files_only=True)
-    with torch.device("meta"):
-        return adapter_table(AutoModelForCausalLM.from_config(config))
 
 
 def _check_file(file: Path) -> None:

@@ -60,10 +60,10 @@ def _rows() -> dict[type[BaseException], Row]:
 
     from gossamer.base.errors import ExplainedError
     from gossamer.engine.errors import UnsupportedModel
-    from gossamer.store.catalog import errors as catalog
+    from gossamer.jobs.errors import UnknownMethod
     from gossamer.store.errors import AdapterFileError
 
-    return {
+    return _catalog_rows() | {
         ExplainedError: lambda e: (_line(e.what), _line(e.why), _line(e.remedy)),
         AdapterFileError: lambda e: (
             "The adapter file was refused.",
@@ -75,6 +75,31 @@ def _rows() -> dict[type[BaseException], Row]:
             _line(e.why),
             "Use another base model.",
         ),
+        UnknownMethod: lambda e: (
+            f"There is no training method {e.name!r} for this.",
+            f"There are {', '.join(e.known)}.",
+            "`gossamer methods` explains them.",
+        ),
+        DBAPIError: lambda e: (
+            "The registry cannot be used.",
+            _line(str(e.orig)),
+            "`gossamer doctor` looks for the cause.",
+        ),
+        sqlite3.Error: _because(
+            "The registry cannot be used.", "`gossamer doctor` looks for the cause."
+        ),
+        OSError: lambda e: (
+            "A file or folder cannot be used.",
+            _line(f"{e.filename}: {e.strerror}" if e.filename else str(e)),
+            "Check the path and its permissions.",
+        ),
+    }
+
+
+def _catalog_rows() -> dict[type[BaseException], Row]:
+    from gossamer.store.catalog import errors as catalog
+
+    return {
         catalog.TenantNotFound: lambda e: (
             f"There is no tenant {e.tenant!r}.",
             "Keys and adapters belong to a tenant that exists.",
@@ -99,19 +124,6 @@ def _rows() -> dict[type[BaseException], Row]:
         ),
         catalog.CatalogError: _because(
             "The store refused it.", "`gossamer doctor` looks for the cause."
-        ),
-        DBAPIError: lambda e: (
-            "The registry cannot be used.",
-            _line(str(e.orig)),
-            "`gossamer doctor` looks for the cause.",
-        ),
-        sqlite3.Error: _because(
-            "The registry cannot be used.", "`gossamer doctor` looks for the cause."
-        ),
-        OSError: lambda e: (
-            "A file or folder cannot be used.",
-            _line(f"{e.filename}: {e.strerror}" if e.filename else str(e)),
-            "Check the path and its permissions.",
         ),
     }
 

@@ -14,12 +14,18 @@ from gossamer.cli.errors import CommandError
 
 #: Of silence, in seconds: a server may wait 30 s for room and 60 s for the first token.
 _SILENCE = 120.0
+_UNAVAILABLE = 503
+
+
+class Unavailable(CommandError):
+    """The server does not answer, or says that it cannot at the moment: it may be starting anew."""
 
 
 class Server:
     """The API of one server. Use it as a context.
 
-    Every method raises `CommandError` when the server cannot be reached or refuses.
+    Every method raises `CommandError` when the server cannot be reached or refuses; where that may
+    be over in a moment it is an `Unavailable`.
     """
 
     def __init__(self, url: str, key: str) -> None:
@@ -61,7 +67,7 @@ class Server:
                     raise self._refused(reply)
                 yield reply
         except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
-            raise CommandError(
+            raise Unavailable(
                 f"The server at {self.url} did not answer.",
                 str(error) or type(error).__name__,
                 "Start one with `gossamer up`, or give its address with --url or GOSSAMER_URL.",
@@ -101,7 +107,8 @@ class Server:
         except (ValueError, KeyError, TypeError):
             return self._not_ours(f"HTTP {reply.status_code}")
         remedy = _REMEDIES.get(code) or _REMEDIES.get(str(reply.status_code), "Change the request.")
-        return CommandError(f"The server refused it ({reply.status_code}).", message, remedy)
+        kind = Unavailable if reply.status_code == _UNAVAILABLE else CommandError
+        return kind(f"The server refused it ({reply.status_code}).", message, remedy)
 
     def _not_ours(self, why: str = "The reply is not JSON.") -> CommandError:
         return CommandError(
@@ -114,6 +121,11 @@ class Server:
 def ref_path(ref: str) -> str:
     """A reference to an adapter as it stands in a path of the API."""
     return quote(ref, safe="/:@")
+
+
+def segment(text: str) -> str:
+    """A text that is one segment of a path of the API, whatever is in it."""
+    return quote(text, safe="")
 
 
 def _stopped(error: Any) -> CommandError:
@@ -133,7 +145,11 @@ _REMEDIES: dict[str | None, str] = {
     "current_version": "Roll back to another version first, or remove the whole adapter.",
     "context_length_exceeded": "Shorten the prompt or ask for fewer tokens.",
     "adapter_corrupt": "Push the same file again.",
-    "quota_exceeded": "Remove what is no longer needed with `gossamer adapters rm`.",
+    "quota_exceeded": "Delete adapters or files that are no longer needed.",
+    "job_not_found": "`gossamer jobs ls` lists what there is.",
+    "invalid_job_state": "`gossamer jobs show` tells how far it is.",
+    "unusable_file": "Give a file of this machine; it is uploaded first.",
+    "insufficient_quota": "Wait until a job is finished, or end one with `gossamer jobs cancel`.",
     "422": "Make the file anew for this base model; docs/format.md says what is in it.",
     "413": "Make it smaller, or raise the server's limit.",
     "429": "Wait a moment and try again.",

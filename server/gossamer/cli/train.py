@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gossamer.cli.errors import INTERRUPTED
 from gossamer.cli.options import AsJson, Base, DataDir, Key, load_settings
 from gossamer.cli.output import Output, percent, size
+from gossamer.cli.stores import open_store
 
 if TYPE_CHECKING:
     from gossamer.api.settings import Settings
+    from gossamer.base.load import BaseFiles
     from gossamer.cli.destination import Destination
     from gossamer.training import TrainConfig
     from gossamer.training.run import TrainResult
+    from gossamer.training.starting import Adapters
 
 
 def train(
@@ -44,14 +49,16 @@ def train(
     method: Annotated[str, typer.Option(metavar="NAME", help="The training method.")] = "sparta",
     density: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Of the parameters that is trained.  [default: 0.005]"),
+        typer.Option(
+            metavar="SHARE", help="SpaRTA's: of the parameters that is trained.  [default: 0.005]"
+        ),
     ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
             help="Weights to train: q, k, v, o, gate, up, down, separated by commas, or "
-            "all-linear.  [default: v,o]",
+            "all-linear.  [default: the method's]",
         ),
     ] = None,
     eval_data: Annotated[
@@ -72,7 +79,7 @@ def train(
         int | None, typer.Option(metavar="COUNT", help="Examples at a time.  [default: 16]")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Its peak.  [default: by the density]")
+        float | None, typer.Option(metavar="NUMBER", help="Its peak.  [default: the method's]")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Of an example.  [default: 512]")
@@ -85,8 +92,27 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any other setting of docs/training.md; may be given several times.",
+            help="A parameter of the method or a setting of the run, as `gossamer methods NAME` "
+            "lists them; may be given several times.",
             show_default=False,
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="What NAME means in the method's parameters: an adapter file. Other names are "
+            "adapters of the data folder. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Keep there what is needed to go on: the same command continues a run that was "
+            "ended or killed.",
         ),
     ] = None,
     device: Annotated[
@@ -118,8 +144,8 @@ def train(
 ) -> None:
     """Train an adapter on this machine; --push or --out says where it goes.
 
-    Where it goes is looked at before the training begins. docs/training.md explains the methods and
-    every setting.
+    Where it goes is looked at before the training begins. With --work, Ctrl-C ends the run after
+    the step that it is at. docs/training.md explains the methods.
     """
     from gossamer.cli.destination import Destination
     from gossamer.training import TrainConfig
@@ -143,9 +169,13 @@ def train(
     }
     known = {name: value for name, value in chosen.items() if value is not None}
     config = TrainConfig.of(**settings_of(known, density, targets, setting or []))
+    if config.checkpoint_steps is not None and (push is None or url is not None):
+        problem = "checkpoints are kept in the data folder: give --push, without --url"
+        raise typer.BadParameter(problem, param_hint="checkpoint_steps")
     settings = load_settings(base=base, data_dir=data_dir, threads=threads)
+    files = files_of(adapter or [], config.parameters.references())
     goal = Destination(settings, push, out, tenant, activate, url, key)
-    _train(config, settings, goal, Output(as_json))
+    _train(_Order(config, settings, files, work), goal, Output(as_json))
 
 
 def settings_of(
@@ -156,29 +186,67 @@ def settings_of(
 
     Raises:
         typer.BadParameter: an extra one is not of that form.
-        UnknownMethodError
+        UnknownMethod
     """
-    from gossamer.training import find_method
+    from gossamer.cli.assignments import read_assignments
+    from gossamer.jobs.methods import find_declaration
 
-    declared = find_method(known["method"]).parameters.model_fields
-    settings, parameters = dict(known), dict[str, Any]()
+    parameters, settings = read_assignments(find_declaration(known["method"]), extra)
     for name, value in (("density", density), ("targets", targets)):
         if value is not None:
-            parameters[name] = value
-    for text in extra:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-        (parameters if name in declared else settings)[name] = value
-    return {**settings, "parameters": parameters}
+            parameters.setdefault(name, value)
+    return {**known, **settings, "parameters": parameters}
 
 
-def _train(config: TrainConfig, settings: Settings, goal: Destination, output: Output) -> None:
+def files_of(given: Sequence[str], references: Sequence[str]) -> dict[str, Path]:
+    """Name → file, from `NAME=FILE`.
+
+    Args:
+        references: those of the parameters; each name must be one of them.
+
+    Raises:
+        typer.BadParameter
+    """
+    files: dict[str, Path] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        problem = None
+        if not equals or not name or not file:
+            problem = f"{text!r} is not NAME=FILE"
+        elif not Path(file).is_file():
+            problem = f"there is no file {file!r}"
+        elif name in files:
+            problem = f"{name} is given twice"
+        elif name not in references:
+            problem = f"no parameter of the method refers to {name}"
+        if problem is not None:
+            raise typer.BadParameter(problem, param_hint="--adapter")
+        files[name] = Path(file)
+    return files
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to train.
+
+    Attributes:
+        files: adapters that are files, by the names that the parameters have for them.
+        work: where the run keeps what it needs to go on.
+    """
+
+    config: TrainConfig
+    settings: Settings
+    files: Mapping[str, Path]
+    work: Path | None
+
+
+def _train(order: _Order, goal: Destination, output: Output) -> None:
     from gossamer.base.sources import open_base
     from gossamer.cli.bars import base_stages
-    from gossamer.cli.watching import watching
-    from gossamer.training import train as run
+    from gossamer.training.methods import find_method
 
+    settings = order.settings
+    find_method(order.config.method)  # before the base is fetched and loaded
     if settings.threads is not None:
         import torch
 
@@ -187,10 +255,44 @@ def _train(config: TrainConfig, settings: Settings, goal: Destination, output: O
     with base_stages(output) as progress:
         base = open_base(settings.base, data_dir, progress=progress)
     goal.check(base)
-    with watching(output) as watcher:
-        result = run(config, base, watcher=watcher)
+    result = _run(order, base, goal, output)
     kept = goal.keep(result, output)
     output.result({"event": "finished", **outcome(result), **kept}, _summary(result, kept))
+
+
+def _run(order: _Order, base: BaseFiles, goal: Destination, output: Output) -> TrainResult:
+    from gossamer.cli.signals import stopping
+    from gossamer.cli.watching import watching
+    from gossamer.training import train as run
+    from gossamer.training.errors import StoppedError
+
+    try:
+        with ExitStack() as stack:
+            adapters = stack.enter_context(_adapters(order, base, goal.tenant))
+            given: dict[str, Any] = {"adapters": adapters}
+            if order.config.checkpoint_steps is not None:
+                given["keep"] = goal.keep_checkpoint
+            if order.work is not None:
+                stop = stack.enter_context(stopping())
+                given |= {"folder": order.work, "stop": stop.is_set}
+            watcher = stack.enter_context(watching(output))
+            return run(order.config, base, watcher=watcher, **given)
+    except StoppedError as error:
+        output.note(f"Stopped after step {error.step}; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+@contextmanager
+def _adapters(order: _Order, base: BaseFiles, tenant: str) -> Iterator[Adapters]:
+    """What the method's parameters refer to: files first, then the tenant's adapters. The data
+    folder's store is opened only if there is a need."""
+    from gossamer.training.references import CatalogAdapters, FileAdapters
+
+    if order.files.keys() >= set(order.config.parameters.references()):
+        yield FileAdapters(order.files)
+        return
+    with open_store(order.settings, base) as store:
+        yield FileAdapters(order.files, CatalogAdapters(store.catalog, tenant))
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 from gossamer.cli.errors import CommandError
 from gossamer.cli.options import AsJson, Base, DataDir, Port, load_settings, parse_size
 from gossamer.cli.output import Output
+from gossamer.cli.supervising import Supervised, worker_of
 
 if TYPE_CHECKING:
     from gossamer.api.serve import Listening
@@ -89,15 +90,32 @@ def up(
             show_default=False,
         ),
     ] = None,
+    with_worker: Annotated[
+        bool,
+        typer.Option(
+            "--with-worker",
+            help="Carry out training jobs too, in a second process with its own copy of the base.",
+        ),
+    ] = False,
+    worker_threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            min=1,
+            help="Threads of one of its matrix products.  [default: half of the processors]",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the server until it is told to stop.
 
     Prints the address it listens on and, at the first start on a data folder, the admin key: once,
     and never again. SIGTERM or Ctrl-C lets running requests finish; a second one does not. Logs go
-    to standard error, one JSON object a line. Every other setting is an environment variable
-    (docs/api.md).
+    to standard error, one JSON object a line; those of the worker say so in the field `from`. Every
+    other setting is an environment variable (docs/api.md).
     """
+    if worker_threads is not None and not with_worker:
+        raise typer.BadParameter("there is no worker", param_hint="--worker-threads")
     output = Output(as_json)
     settings = load_settings(
         base=base,
@@ -113,10 +131,11 @@ def up(
         fuse_16bit=fuse_16bit,
     )
     output.note(f"Starting with the base model {settings.base} …")
-    raise typer.Exit(_serve(settings, output))
+    worker = worker_of(settings, worker_threads) if with_worker else None
+    raise typer.Exit(_serve(settings, output, worker))
 
 
-def _serve(settings: Settings, output: Output) -> int:
+def _serve(settings: Settings, output: Output, worker: Supervised | None) -> int:
     from gossamer.api.logs import configure_logging
     from gossamer.api.serve import listen, serve
     from gossamer.cli.bars import base_stages
@@ -131,11 +150,13 @@ def _serve(settings: Settings, output: Output) -> int:
             "Give another --host or --port; --port 0 takes a free one.",
         ) from error
     configure_logging(settings.log_level)
-    with ExitStack() as bars:
+    with ExitStack() as beside, ExitStack() as bars:
         progress = bars.enter_context(base_stages(output))
 
         def ready(listening: Listening) -> None:
             bars.close()
+            if worker is not None:  # not before: the base is there, and the registry migrated
+                beside.enter_context(worker)
             _tell(settings, listening, output)
 
         return serve(settings, on_ready=ready, progress=progress)

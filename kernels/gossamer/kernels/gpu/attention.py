@@ -105,9 +105,8 @@ def _attend(
                 seen = seen & (at[None, :] > position[:, None] - window)
             score = tl.where(seen, score, float("-inf"))
             new = tl.maximum(largest, tl.max(score, axis=1))
-            # A row that has seen nothing yet: its weights are 0, not exp(-inf + inf).
             base = tl.where(new == float("-inf"), 0.0, new)
-            weight = tl.exp(score - base[:, None])
+            weight = tl.exp(score - base[:, None])  # 0 for a row that has seen nothing yet
             fade = tl.exp(largest - base)
             v = _keys(page_table, table_row, sequence, at, v_pages, page_stride, num_pages, kv_head,
                       page_size, d, there, DIM)  # fmt: skip
