@@ -232,6 +232,7 @@ def test_checkpoints_can_be_tried(data: Path, base: Path, tmp_path: Path) -> Non
     assert [version.label for version in versions if version.current] == ["kept:1"]
 
 
+@pytest.mark.gate
 def test_an_interrupted_run_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
     def arguments(out: str, *options: str | Path) -> list[str]:
         where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data")

@@ -138,6 +138,7 @@ def test_a_worker_notices_that_its_parent_is_gone() -> None:
     assert stop.is_set()
 
 
+@pytest.mark.gate
 def test_a_server_keeps_a_worker(tiny_dir: Callable[..., Path], tmp_path: Path, data: Path) -> None:
     with server_with_worker(tiny_dir("llama"), tmp_path / "data") as (process, env, log):
         done = run("jobs", "create", "--data", data, *SHORT, "--name", "made", "--wait", env=env)

@@ -13,6 +13,8 @@ from tests.worker.support import TENANT, Plant, end, planted
 
 SETTINGS = {"max_steps": 40, "learning_rate": 1e-3}
 
+pytestmark = pytest.mark.gate  # every worker is a process that imports torch
+
 
 @pytest.fixture
 def plant(tmp_path: Path, tiny_dir: Callable[..., Path]) -> Iterator[Plant]:
@@ -27,7 +29,7 @@ def undisturbed(plant: Plant, method: str) -> str | None:
     return plant.get(job).digest
 
 
-@pytest.mark.parametrize("method", [pytest.param("sparta", marks=pytest.mark.gate), "lota"])
+@pytest.mark.parametrize("method", ["sparta", "lota"])
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(method: str, plant: Plant) -> None:
     right = undisturbed(plant, method)
     job = plant.submit(method, settings=SETTINGS)
