@@ -440,13 +440,12 @@ def test_jobs_are_counted_by_state(server: Running, tenant: Tenant, hand: Hand) 
 def test_metrics_are_there_when_the_registry_is_not(
     server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from gossamer.api.routes import operations
     from gossamer.store.catalog.errors import RegistryBusy
 
-    def busy(_: Any) -> dict[str, int]:
+    def busy() -> dict[str, int]:
         raise RegistryBusy(5.0)
 
-    monkeypatch.setattr(operations, "count_jobs", busy)
+    monkeypatch.setattr(server.services.backlog, "count", busy)
     with server.http("") as http:
         text = http.get("/metrics").text
     assert "gossamer_ready 1.0" in text

@@ -33,7 +33,7 @@ from gossamer.jobs.backlog import Backlog
 from gossamer.jobs.views import JobLimits
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.opening import Store
-from gossamer.store.catalog.views import BaseInfo, StoreLimits
+from gossamer.store.catalog.views import BaseInfo
 from gossamer.store.files import Files
 
 
@@ -95,13 +95,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         owner=True,
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
-        limits=StoreLimits(
-            adapters=limits.adapters_per_tenant,
-            stored_bytes=limits.adapter_bytes_per_tenant,
-            files=limits.files_per_tenant,
-            file_bytes=limits.file_bytes_per_tenant,
-            training_file_bytes=limits.training_file_bytes,
-        ),
+        limits=limits.of_store(),
         upload_bytes=limits.adapter_bytes,
     )
     config = engine_config(settings, chosen)

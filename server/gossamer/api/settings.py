@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gossamer.store.catalog.views import StoreLimits
+
 Bytes = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -68,6 +70,16 @@ class Limits(BaseModel):
     file_bytes_per_tenant: Bytes = 1 << 30
     # training
     jobs_per_tenant: Count = 16
+
+    def of_store(self) -> StoreLimits:
+        """Those that the store enforces."""
+        return StoreLimits(
+            adapters=self.adapters_per_tenant,
+            stored_bytes=self.adapter_bytes_per_tenant,
+            files=self.files_per_tenant,
+            file_bytes=self.file_bytes_per_tenant,
+            training_file_bytes=self.training_file_bytes,
+        )
 
 
 class Settings(BaseSettings):

@@ -17,7 +17,7 @@ def open_store(settings: Settings, base: BaseFiles) -> Store:
         RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull, BlobStoreFailed
     """
     from gossamer.store.catalog.opening import Store
-    from gossamer.store.catalog.views import BaseInfo, StoreLimits
+    from gossamer.store.catalog.views import BaseInfo
 
     limits = settings.limits
     return Store(
@@ -25,13 +25,7 @@ def open_store(settings: Settings, base: BaseFiles) -> Store:
         BaseInfo(base.name, base.fingerprint, base_table(base)),
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
-        limits=StoreLimits(
-            adapters=limits.adapters_per_tenant,
-            stored_bytes=limits.adapter_bytes_per_tenant,
-            files=limits.files_per_tenant,
-            file_bytes=limits.file_bytes_per_tenant,
-            training_file_bytes=limits.training_file_bytes,
-        ),
+        limits=limits.of_store(),
         upload_bytes=limits.adapter_bytes,
     )
 

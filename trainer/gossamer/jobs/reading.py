@@ -127,3 +127,9 @@ def _view(row: Row, tenant: str) -> Job:
         digest=row.version_digest,
         result_files=tuple(row.result_files),
     )
+
+
+def count_jobs(session: Session) -> dict[str, int]:
+    """State → number of jobs."""
+    query = sa.select(Row.status, sa.func.count().label("number")).group_by(Row.status)
+    return {row.status: row.number for row in session.execute(query)}

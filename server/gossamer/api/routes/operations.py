@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from gossamer.api.documented import errors
-from gossamer.api.job_counts import count_jobs
 from gossamer.api.metrics import CONTENT_TYPE
 from gossamer.api.schemas.replies import HealthReply, Version
 from gossamer.api.services import ServicesOf
@@ -49,9 +48,7 @@ async def show_version(services: ServicesOf) -> Version:
 async def metrics(services: ServicesOf) -> Response:
     """Prometheus metrics; without a key from this machine, otherwise with an admin key."""
     try:
-        services.metrics.jobs.tell(
-            await services.workers.query(count_jobs, services.store.registry)
-        )
+        services.metrics.jobs.tell(await services.workers.query(services.backlog.count))
     except CatalogError as error:  # the rest is worth most just then
         logger.warning("the jobs could not be counted: %s", error)
         services.metrics.jobs.tell(None)
