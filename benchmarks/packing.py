@@ -16,7 +16,8 @@ from typing import NamedTuple, get_args
 import torch
 
 from benchmarks.common import RESULTS, Meter, Provenance, aligned, write_csv
-from gossamer.kernels import Coding, Piece
+from gossamer.kernels import Coding, Piece, pack
+from gossamer.kernels.delta import entries as entries_of
 from gossamer.kernels.gpu import packing
 
 #: (rows of the packed projections, columns).
@@ -28,7 +29,8 @@ SHORTEST = 0.05
 
 
 class Line(NamedTuple):
-    """One measurement; rates in million entries a second of one core."""
+    """One measurement; rates in million entries a second of one core, `error` relative to the
+    norm of normally distributed values."""
 
     weight: str
     kind: str
@@ -36,6 +38,7 @@ class Line(NamedTuple):
     coding: str
     entries: int
     bytes_an_entry: float
+    error: float
     rate: float
     numpy: float
     foreign: float
@@ -67,6 +70,19 @@ def seconds(
     return passed / count
 
 
+def lost(pieces: list[Piece], shape: tuple[int, int], projections: int, coding: Coding) -> float:
+    """‖what was packed − what was given‖ / ‖what was given‖."""
+    given = torch.zeros(shape)
+    for piece in pieces:
+        part = pack([piece], shape, projections, "triton", "float32")
+        for _, rows, columns, values in entries_of(part):
+            given[rows, columns] = values
+    back = torch.zeros(shape)
+    for _, rows, columns, values in entries_of(pack(pieces, shape, projections, "triton", coding)):
+        back[rows, columns] = values
+    return float((back - given).norm() / given.norm())
+
+
 def measure(weight: str, kind: str, density: float, coding: Coding, rounds: int) -> Line:
     """The median of some rounds, after one to warm up; numpy once."""
     parts, columns = WEIGHTS[weight]
@@ -79,7 +95,8 @@ def measure(weight: str, kind: str, density: float, coding: Coding, rounds: int)
     _, expected, _ = packing.pack(pieces, shape, coding, loops=False)
     assert torch.equal(packed, expected), "the packers write different bytes"
     return Line(weight, kind, density, coding, entries, packed.nbytes / entries,
-                entries / ours / 1e6, entries / plain / 1e6, meter.foreign)  # fmt: skip
+                lost(pieces, shape, len(parts), coding), entries / ours / 1e6,
+                entries / plain / 1e6, meter.foreign)  # fmt: skip
 
 
 def main() -> None:
