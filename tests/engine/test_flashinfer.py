@@ -51,7 +51,10 @@ def answered(engine: Engine) -> list[list[int]]:
 
 
 # Gemma 2 has layers with a window and layers without: two plans a step.
-@pytest.mark.parametrize(("arch", "kinds", "graphs"), [("llama", 1, True), ("gemma2", 2, False)])
+@pytest.mark.parametrize(
+    ("arch", "kinds", "graphs"),
+    [pytest.param("llama", 1, True, marks=pytest.mark.gate), ("gemma2", 2, False)],
+)
 def test_interpret_it_says_the_same(
     arch: str, kinds: int, graphs: bool, stand_in: Wrapper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

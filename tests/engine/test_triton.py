@@ -43,6 +43,7 @@ def logits_of(
     return {name: torch.stack(rows) for name, rows in tap.rows.items()}, keys
 
 
+@pytest.mark.gate
 def test_interpret_graphs_compute_what_single_launches_do(monkeypatch: pytest.MonkeyPatch) -> None:
     mix = canonical([Member(NAMES[0], 0.5), Member(NAMES[1], 0.5)])
     mixes: list[Mix] = [MIXES[2], BASE, mix]
@@ -59,6 +60,7 @@ def test_interpret_graphs_compute_what_single_launches_do(monkeypatch: pytest.Mo
     assert torch.equal(base["1"], graphed["1"])
 
 
+@pytest.mark.gate
 def test_interpret_a_step_is_padded_beyond_the_rows_that_there_may_be() -> None:
     """Three rows at most, and their graph is that of four: its plan has room for four."""
     mixes = (MIXES[0], MIXES[1], BASE)
@@ -82,6 +84,7 @@ def test_interpret_other_adapters_need_no_other_graph() -> None:
         assert set(graphs._programs) == {(1, ())}
 
 
+@pytest.mark.gate
 def test_interpret_values_of_eight_bits_are_close(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, _ = logits_of(MIXES[:2], monkeypatch)
     coarse, _ = logits_of(MIXES[:2], monkeypatch, int8_adapters=True)
@@ -124,6 +127,7 @@ def test_interpret_a_row_whose_pages_move_aside_goes_on_as_before() -> None:
     assert not torch.equal(runner.run(decode, [()], {}), before)
 
 
+@pytest.mark.gate
 def test_interpret_fusing_and_taking_out_again() -> None:
     mix = canonical([Member(NAMES[0], 0.7), Member(NAMES[1], 0.6)])
     long = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
@@ -137,6 +141,7 @@ def test_interpret_fusing_and_taking_out_again() -> None:
     assert tokens_of(base) == wanted(BASE, PROMPT, 5)
 
 
+@pytest.mark.gate
 def test_interpret_drawing_by_rules() -> None:
     """What is drawn by a seed is the same on either backend."""
     drawn = []

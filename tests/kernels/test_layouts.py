@@ -22,6 +22,7 @@ def layouts(module: str) -> Any:
         return importlib.import_module(f"benchmarks.layouts.{module}")
 
 
+@pytest.mark.gate
 def test_interpret_candidates_compute_the_product_and_a_moved_column_is_seen() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = list(layouts("checking").deviations(device))
