@@ -13,7 +13,7 @@ from torch import nn
 from gossamer.base.fingerprint import fingerprint
 from gossamer.base.load import BaseFiles, load_directory, load_model, load_tokenizer
 from gossamer.store.delta import DeltaSet
-from gossamer.training import TrainConfig
+from gossamer.training import Evaluation, Silent, Started, Step, TrainConfig
 from gossamer.training.run import TrainResult, train
 
 
@@ -80,3 +80,22 @@ def run_of(
     if adapters is not None:
         given["adapters"] = adapters.__getitem__
     return train(config, base, model=model, tokenizer=load_tokenizer(base), **given)
+
+
+class Recorder(Silent):
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def started(self, event: Started) -> None:
+        self.events.append(event)
+
+    def stepped(self, event: Step) -> None:
+        self.events.append(event)
+
+    def evaluated(self, event: Evaluation) -> None:
+        self.events.append(event)
+
+    def steps(self) -> list[Step]:
+        return [event for event in self.events if isinstance(event, Step)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from gossamer.training.errors import ConfigError
 from gossamer.training.trainee import Trainee, checkpointing
 from tests.tiny import ARCHS, tiny_model, tiny_tokenizer
 from tests.training.references import mean_loss
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import run_of, write_jsonl
 
 #: of unequal length, and longer than the tiny models' sliding window
 ROWS = [
@@ -35,16 +35,6 @@ ROWS = [
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Encoded]:
     file = write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", ROWS)
     return encode_examples(read_examples(file), tiny_tokenizer(), 512).fitting
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
 
 
 def losses_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -25,22 +25,12 @@ from tests.training.references import (
     masks_of,
     with_the_worst,
 )
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import run_of, tiny_base
 
 STEPS, RATE, BATCH = 4, 1e-3, 4
 #: the short names of one layer of each shape
 TARGETS = "q,v,down"
 LAYERS = ("q_proj", "v_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
 
 
 @pytest.fixture(scope="module")

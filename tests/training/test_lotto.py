@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,11 @@ from gossamer.training.errors import AdapterError, ConfigError, DensityError, Ov
 from gossamer.training.run import TrainResult
 from gossamer.training.starting import support_digest
 from tests.training.references import Task, assert_top_k, fine_tuned, masks_of, mean_loss
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import counting_examples, run_of, write_jsonl
 
 TARGETS, LAYERS = "q,v,down", ("q_proj", "v_proj", "down_proj")
 STEPS, RATE, BATCH = 4, 1e-3, 4
 WORDS = (" three", " one two", " four", " nine ten")
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
 
 
 @pytest.fixture(scope="module")

@@ -35,16 +35,6 @@ LAYERS = ("q_proj", "k_proj", "v_proj")
 
 
 @pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
-
-
-@pytest.fixture(scope="module")
 def task(base: BaseFiles, data: Path) -> Task:
     return Task.of(base, data, BATCH, RATE)
 

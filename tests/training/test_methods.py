@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from gossamer.base.load import BaseFiles
 from gossamer.jobs.methods import DECLARATIONS
 from gossamer.store.format import digest
-from gossamer.training import Evaluation, Silent, Started, Step
+from gossamer.training import Started
 from gossamer.training.errors import DivergedError, UnknownMethodError
 from gossamer.training.methods import METHODS, Density, find_method, mcs
 from gossamer.training.optimizing import Schedule, new_optimizer
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import Recorder, counting_examples, run_of, write_jsonl
 
 #: Declared for the benchmarks, which have it from PEFT; no run of ours.
 ELSEWHERE = {"lora"}
@@ -25,30 +24,8 @@ SELECT = {"targets": "q,v", "calibration_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(16))
-
-
-class Recorder(Silent):
-    def __init__(self) -> None:
-        self.events: list[Started | Step | Evaluation] = []
-
-    def started(self, event: Started) -> None:
-        self.events.append(event)
-
-    def stepped(self, event: Step) -> None:
-        self.events.append(event)
-
-    def evaluated(self, event: Evaluation) -> None:
-        self.events.append(event)
-
-    def steps(self) -> list[Step]:
-        return [event for event in self.events if isinstance(event, Step)]
 
 
 def test_methods_and_declarations_are_the_same_names() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,10 @@ from gossamer.store.format import digest, open_validated
 from gossamer.training.errors import AdapterError
 from gossamer.training.run import TrainResult
 from tests.training.references import Task, mean_loss
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import run_of
 
 TARGETS, LAYERS = "q,v", ("q_proj", "v_proj")
 BATCH = 4
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from gossamer.training import Silent, Step
 from gossamer.training.checkpoints import Result, WorkFolder
 from gossamer.training.errors import StoppedError, WorkFolderError
 from gossamer.training.run import TrainResult
-from tests.training.support import counting_examples, run_of, tiny_base, write_jsonl
+from tests.training.support import counting_examples, run_of, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 KILLED = 9
@@ -32,16 +32,6 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("full", {"targets": "q"}),
 ]
 IDS = ["sparta", "lota", "lota-iterated", "lotto", "mcs", "full"]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: Callable[..., Path]) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", counting_examples(12))
 
 
 @pytest.fixture(scope="module")

@@ -39,14 +39,9 @@ from gossamer.training.errors import (
 from gossamer.training.run import TrainResult, train
 from gossamer.training.work import updates
 from tests.tiny import ARCHS, tiny_tokenizer
-from tests.training.support import counting_examples, short_run, tiny_base, write_jsonl
+from tests.training.support import Recorder, counting_examples, short_run, tiny_base, write_jsonl
 
 TinyDir = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_dir: TinyDir) -> BaseFiles:
-    return tiny_base(tiny_dir("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +52,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(base: BaseFiles, data: Path) -> TrainResult:
     return short_run(base, data, eval_data=data, max_steps=30)
-
-
-class Recorder(Silent):
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def started(self, event: Started) -> None:
-        self.events.append(event)
-
-    def stepped(self, event: Step) -> None:
-        self.events.append(event)
-
-    def evaluated(self, event: Evaluation) -> None:
-        self.events.append(event)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
