@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Attempt(Silent):
                 ),
                 folder=folder,
                 stop=stop,
-                keep=self._checkpoint,
+                keep=partial(self._checkpoint, folder),
             )
             self._hand_in(result, folder)
         self.forget()
@@ -164,10 +165,12 @@ class Attempt(Silent):
         except RegistryBusy as error:
             log.warning("job %s: an event was not written: %s", self._claim.job.id, error)
 
-    def _checkpoint(self, step: int, adapter: DeltaSet, metrics: Mapping[str, Any]) -> None:
+    def _checkpoint(
+        self, folder: Path, step: int, adapter: DeltaSet, metrics: Mapping[str, Any]
+    ) -> None:
         """Make the adapter as it stands servable as `name@step-N`."""
         job = self._claim.job
-        file = self._folder / "checkpoint.gossamer"
+        file = folder / "checkpoint.gossamer"
         write(adapter, file)
         also = self._backlog.checkpointing(self._claim, step, metrics)
         self._store.catalog.upload(
