@@ -25,7 +25,7 @@ SUFFIX = ".part"
 CHUNK = 1 << 20
 
 #: what the kernel says when there is no room: the disk, the user's quota, the file size limit
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Spool:
@@ -93,7 +93,7 @@ class Spool:
         try:
             self._file.close()
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ def no_room_means_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise StoreFull("blobs", os.strerror(error.errno)) from error
         raise
 

@@ -108,13 +108,7 @@ def _follow(server: Server, job_id: str, display: _Display) -> Job:
 
 def _events(server: Server, job_id: str, after: str | None) -> Iterator[Event]:
     """Those behind `after`, the oldest first, page by page."""
-    while True:
-        query = {"order": "asc", "limit": _PAGE} | ({} if after is None else {"after": after})
-        page = server.call("GET", job_path(job_id, "/events"), params=query)
-        yield from page["data"]
-        if not page["has_more"] or not page["data"]:
-            return
-        after = page["data"][-1]["id"]
+    return server.pages(job_path(job_id, "/events"), after, order="asc", limit=_PAGE)
 
 
 class _Display:

@@ -291,13 +291,7 @@ def _newest(server: Server, limit: int) -> tuple[list[dict[str, Any]], bool]:
 def _all_checkpoints(server: Server, job_id: str) -> list[dict[str, Any]]:
     from gossamer.cli.following import job_path
 
-    found: list[dict[str, Any]] = []
-    while True:
-        after = {"after": found[-1]["id"]} if found else {}
-        page = server.call("GET", job_path(job_id, "/checkpoints"), params={"limit": _PAGE} | after)
-        found += page["data"]
-        if not page["has_more"] or not page["data"]:
-            return found
+    return list(server.pages(job_path(job_id, "/checkpoints"), limit=_PAGE))
 
 
 def _status(job: Mapping[str, Any]) -> str:

@@ -57,6 +57,16 @@ class Server:
                 raise self._not_ours() from error
             return answer
 
+    def pages(self, path: str, after: str | None = None, **query: Any) -> Iterator[dict[str, Any]]:
+        """The items of a list behind the one of the id `after`, page by page as they are wanted."""
+        while True:
+            cursor = {} if after is None else {"after": after}
+            page = self.call("GET", path, params=query | cursor)
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = page["data"][-1]["id"]
+
     @contextmanager
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
         """A request whose reply is read piece by piece inside the block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from gossamer.jobs.errors import JobsError
 from gossamer.jobs.views import JobError
 from gossamer.store.catalog.errors import CatalogError, QuotaExceeded, StoreFull
+from gossamer.store.spool import NO_ROOM
 from gossamer.training.errors import (
     AdapterError,
     ConfigError,
@@ -21,9 +21,6 @@ from gossamer.training.errors import (
     TrainingError,
     UnknownTargetError,
 )
-
-#: Room on the disk, the user's quota, the largest file.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def job_error(error: BaseException, given: Mapping[Path, str]) -> JobError:
@@ -50,7 +47,7 @@ def job_error(error: BaseException, given: Mapping[Path, str]) -> JobError:
         return JobError("training_diverged", _words(error), "hyperparameters")
     if isinstance(error, QuotaExceeded):
         return JobError("quota_exceeded", str(error))
-    if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+    if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in NO_ROOM):
         return JobError("disk_full", "There is no room left to keep the job's result.")
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return JobError(
