@@ -20,6 +20,7 @@ from gossamer.store.catalog import errors as catalog
 NOT_FOR_REQUESTS = {
     engine.UnsupportedModel,
     merge.MissingMemberError,
+    store.ChainError,
     store.DeltaError,
     catalog.AlreadyOwned,
     catalog.BlobCorrupt,

@@ -201,6 +201,7 @@ def test_a_job_without_a_suffix_gets_a_name(tenant: Tenant, server: Running, han
     hand.finish(hand.claim(job.id), server.make_file(61))
     name = tenant.jobs.retrieve(job.id).fine_tuned_model
     assert name is not None
+    assert job.to_dict()["adapter_name"] == name
     assert tenant.text(name)
 
 

@@ -1,7 +1,8 @@
 """What the store's formats refuse, as exceptions that carry data.
 
 `AdapterFileError` is about bytes or content that somebody handed in: the server answers 422 with
-its code and message. `DeltaError` is about a delta that our own caller built wrongly.
+its code and message. `DeltaError` is about a delta that our own caller built wrongly, `ChainError`
+about a version that should have parents and does not hold them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,18 @@ class AdapterFileError(Exception):
         self.message = message
         self.tensor = None if tensor is None else printable(tensor)
         self.position = position
+
+
+class ChainError(ValueError):
+    """A version has no increment over its parents.
+
+    Attributes:
+        why: the rest of a sentence that begins with the version.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class DeltaError(ValueError):

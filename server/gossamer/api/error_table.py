@@ -160,6 +160,7 @@ _TABLE: dict[type[BaseException], Row] = {
     catalog.UploadInterrupted: lambda e: ApiError(409, str(e), code="upload_interrupted"),
     catalog.CurrentVersion: _conflict("current_version"),
     catalog.NoEarlierVersion: _conflict("no_earlier_version"),
+    catalog.NoIncrement: _conflict("no_increment", "increment"),
     catalog.WrongBase: lambda e: ApiError(422, str(e), code="base_model_mismatch", param="model"),
     catalog.AdapterCorrupt: _conflict("adapter_corrupt", "model"),
     catalog.FileNotFound: _not_there("file_not_found", "file_id"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -123,6 +123,14 @@ def pull(
         typer.Option("--out", metavar="FILE", help="Where to put it.  [default: NAME.safetensors]"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    increment: Annotated[
+        bool,
+        typer.Option(
+            "--increment",
+            help="Only what a link of a chain adds to its parents; into NAME.increment.safetensors "
+            "unless --out says otherwise.",
+        ),
+    ] = False,
     url: Url = DEFAULT_URL,
     key: Key = "",
     as_json: AsJson = False,
@@ -132,13 +140,15 @@ def pull(
 
     output = Output(as_json)
     name = ref.rpartition("/")[2].partition("@")[0].partition(":")[0]
-    target = Path(f"{name}.safetensors") if out is None else out
+    kind = "increment.safetensors" if increment else "safetensors"
+    target = Path(f"{name}.{kind}") if out is None else out
     if target.exists() and not force:
         raise CommandError(
             f"{target} is there already.", "A file is not replaced unasked.", "Give --force."
         )
     with Server(url, key) as server:
-        document = _download(server, ref, target, output)
+        query = {"increment": "true"} if increment else {}
+        document = _download(server, ref, target, output, query)
     output.result(
         document, f"{target}  {size(document['bytes'])}  {document['digest'] or ''}".rstrip()
     )
@@ -213,7 +223,9 @@ def _pieces(file: BinaryIO, advance: Callable[[int], None]) -> Iterator[bytes]:
         advance(len(piece))
 
 
-def _download(server: Server, ref: str, target: Path, output: Output) -> dict[str, Any]:
+def _download(
+    server: Server, ref: str, target: Path, output: Output, query: Mapping[str, str]
+) -> dict[str, Any]:
     """Into a file beside `target` first, so that half of one never has its name."""
     from gossamer.cli.bars import transfer
     from gossamer.cli.remote import ref_path
@@ -221,7 +233,8 @@ def _download(server: Server, ref: str, target: Path, output: Output) -> dict[st
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     sha256, nbytes = hashlib.sha256(), 0
     try:
-        with server.stream("GET", f"/v1/adapters/{ref_path(ref)}/content") as reply:
+        path = f"/v1/adapters/{ref_path(ref)}/content"
+        with server.stream("GET", path, params=query) as reply:
             total = int(reply.headers.get("content-length", 0)) or None
             with draft.open("wb") as file, transfer(output, f"pulling {ref}", total) as advance:
                 for piece in reply.iter_bytes(_CHUNK):

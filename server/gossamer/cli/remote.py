@@ -155,6 +155,7 @@ _REMEDIES: dict[str | None, str] = {
     "current_version": "Roll back to another version first, or remove the whole adapter.",
     "context_length_exceeded": "Shorten the prompt or ask for fewer tokens.",
     "adapter_corrupt": "Push the same file again.",
+    "no_increment": "Pull the whole version; it needs no parent.",
     "quota_exceeded": "Delete adapters or files that are no longer needed.",
     "job_not_found": "`gossamer jobs ls` lists what there is.",
     "invalid_job_state": "`gossamer jobs show` tells how far it is.",

@@ -2,7 +2,7 @@
 
     upload  spool (capped, hashed on the fly) → validate → stage → put → register
     use     resolve names to digests, held → open a digest → release
-    keep    list, show, download, roll back, delete
+    keep    list, show, download (whole, or the increment over its parents), roll back, delete
     start   recover
 
 Everything here blocks and may be called from any thread. A caller is somebody whose key was checked
@@ -27,18 +27,22 @@ from gossamer.store.catalog.errors import (
     BlobCorrupt,
     BlobMissing,
     InvalidName,
+    NoIncrement,
 )
 from gossamer.store.catalog.holds import Held, Holds
 from gossamer.store.catalog.intake import examine, read_verified
 from gossamer.store.catalog.names import Ref, check_name, check_new_name, check_tag
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.removing import Recovered
-from gossamer.store.catalog.resolution import Download, Resolution
+from gossamer.store.catalog.resolution import Download, Increment, Resolution
 from gossamer.store.catalog.views import AdapterInfo, BaseInfo, StoreLimits, Usage, VersionInfo
+from gossamer.store.chains import increment, parents_of
 from gossamer.store.clock import utc_now
 from gossamer.store.delta import DeltaSet
+from gossamer.store.errors import ChainError
 from gossamer.store.failpoints import Failpoint, Hook, ignore
 from gossamer.store.files import Files
+from gossamer.store.format import digest, write
 from gossamer.store.registry.database import Registry
 from gossamer.store.registry.tenants import add_tenant, tenant_id, tenant_names
 from gossamer.store.spool import CHUNK, Spool, read_chunks
@@ -189,6 +193,32 @@ class Catalog:
             with self._verified(version.digest, version.blob_id) as path:
                 yield Download(version, path)
 
+    @contextmanager
+    def increment(self, tenant: str, ref: Ref | str) -> Iterator[Increment]:
+        """What a version adds to the parents that its record names, written as an adapter file.
+
+        The parents are the tenant's own versions of those digests, under whatever names. The file
+        is temporary, and the same for the same versions. Server process only; reads the version and
+        its parents whole.
+
+        Raises:
+            NoIncrement: it is no child of a chain, or a parent is gone or not what the record says.
+            AdapterNotFound, WrongBase, AdapterCorrupt, StoreFull, RegistryBusy, BlobStoreFailed
+        """
+        with self.resolve(tenant, [ref]) as resolution, self.spool() as spool:
+            (version,) = resolution.versions
+            # Its own file: others that say the same may have other records.
+            with self._verified(version.digest, version.blob_id) as path:
+                child = read_verified(path, self._parts.base, self._parts.limits.file)
+            try:
+                parents = parents_of(child.record)
+                made = increment(child, ((p, self._parent(tenant, p.digest)) for p in parents))
+            except ChainError as error:
+                raise NoIncrement(version.given, error.why) from error
+            blob_id, nbytes = write(made, spool)
+            spool.seal()
+            yield Increment(version, digest(made), blob_id, nbytes, spool.path)
+
     # ---- keep
 
     def list(self, tenant: str) -> Sequence[AdapterInfo]:
@@ -274,6 +304,16 @@ class Catalog:
         self._collector.close()
 
     # ---- below the door
+
+    def _parent(self, tenant: str, digest: str) -> DeltaSet:
+        with self._parts.registry.read() as session:
+            is_there = reading.has_version(session, tenant, digest)
+        try:
+            if is_there:  # another tenant's would open as well
+                return self.open(digest)
+        except AdapterNotFound:  # deleted in between, or made for another base
+            pass
+        raise ChainError(f"its parent {digest} is not among your adapters for this base")
 
     def _resolve(self, tenant: str, refs: Sequence[Ref | str], base: str | None) -> Resolution:
         parsed = [r if isinstance(r, Ref) else _parse(r) for r in refs]

@@ -124,6 +124,15 @@ class WrongBase(CatalogError):
         )
 
 
+class NoIncrement(CatalogError):
+    """409 `no_increment`: a version cannot be told apart from its parents. It is no child of a
+    chain, or a parent is not there any more, or its record is wrong about one."""
+
+    def __init__(self, given: str, why: str) -> None:
+        self.given, self.why = given, why
+        super().__init__(f"There is no increment of '{printable(given)}': {why}.")
+
+
 class AdapterCorrupt(CatalogError):
     """409 `adapter_corrupt`: the stored bytes are gone or are not those that were uploaded. The
     version is quarantined; uploading the same file again restores it."""

@@ -41,6 +41,14 @@ _VERSIONS = (
 _BY_CURRENT = _VERSIONS.where(Version.number == Adapter.current_number)
 _BY_NUMBER = _VERSIONS.where(Version.number == sa.bindparam("number"))
 _BY_DIGEST = _VERSIONS.where(Version.digest == sa.bindparam("digest"))
+_ANYWHERE = (
+    sa.select(Version.id)
+    .join(Adapter, Adapter.id == Version.adapter_id)
+    .join(Tenant, Tenant.id == Adapter.tenant_id)
+    .where(Tenant.name == sa.bindparam("tenant"), Version.digest == sa.bindparam("digest"))
+    .where(Version.status == ACTIVE)
+    .limit(1)
+)
 _BY_TAG = _VERSIONS.where(Version.tag == sa.bindparam("tag"))
 
 
@@ -86,6 +94,12 @@ def _lookup(ref: Ref) -> sa.Executable:
     if ref.digest is not None:
         return _BY_DIGEST
     return _BY_TAG if ref.tag is not None else _BY_CURRENT
+
+
+def has_version(session: Session, tenant: str, digest: str) -> bool:
+    """Whether an active version of the tenant, under whatever name, has this digest."""
+    wanted = {"tenant": tenant, "digest": digest}
+    return session.execute(_ANYWHERE, wanted).first() is not None
 
 
 def find_blobs(session: Session, digest: str, fingerprint: str) -> list[str]:

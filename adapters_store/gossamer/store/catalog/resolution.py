@@ -51,3 +51,22 @@ class Download:
 
     version: Resolved
     path: Path
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What a version adds to its parents, as a file of its own.
+
+    Attributes:
+        version: whose increment it is.
+        digest: of the increment.
+        blob_id: sha256 of the file's bytes, 64 hex digits.
+        nbytes: its size.
+        path: good until the context it came from ends.
+    """
+
+    version: Resolved
+    digest: str
+    blob_id: str
+    nbytes: int
+    path: Path

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,13 @@ class Written(NamedTuple):
     size: int
 
 
+class Sink(Protocol):
+    """What takes a file's bytes: a file open for binary writing, a spool."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append all of `data`."""
+
+
 @dataclass(frozen=True)
 class _Tensor:
     name: str
@@ -53,7 +60,7 @@ class _Tensor:
 
 def write(
     delta_set: DeltaSet,
-    target: str | Path | BinaryIO,
+    target: str | Path | Sink,
     *,
     coding: Coding = "auto",
     seeds: Mapping[str, int] | None = None,
@@ -62,7 +69,7 @@ def write(
 
     Args:
         delta_set: what to write.
-        target: a path, replaced if it exists, or a file open for binary writing.
+        target: a path, replaced if it exists, or what takes the bytes.
         coding: "raw" stores the numbers plainly; "zstd" compresses them; "auto" compresses unless
             the result would expand beyond what readers allow (an adapter of zeros).
         seeds: weight name → the seed that its positions come from (`seeded_positions`); only the
@@ -90,7 +97,7 @@ def write(
     return _emit(target, header, tensors)
 
 
-def _emit(file: BinaryIO, header: bytes, tensors: list[_Tensor]) -> Written:
+def _emit(file: Sink, header: bytes, tensors: list[_Tensor]) -> Written:
     state, size = hashlib.sha256(), 0
     for data in (header, *(tensor.data for tensor in tensors)):
         state.update(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
 from gossamer.api.context import context_of
@@ -16,6 +16,7 @@ from gossamer.api.schemas.adapters import (
     UPLOAD_BODY,
     AdapterDetails,
     AdapterList,
+    DownloadQuery,
     RollbackRequest,
     TenantUsage,
     UploadedVersion,
@@ -82,19 +83,30 @@ async def list_adapters(request: Request, services: ServicesOf) -> AdapterList:
 
 @router.get(
     "/v1/adapters/{name:path}/content",
-    responses=errors(404, 409)
+    responses=errors(404, 409, 422, 507)
     | {200: {"content": {"application/octet-stream": {}}, "description": "The adapter file."}},
     response_class=Response,
 )
-async def download_adapter(name: str, request: Request, services: ServicesOf) -> Response:
-    """The stored file of a version (`sql`, `sql:3`, `sql@sha256:…`), byte for byte."""
-    ref = parse_ref(name)
-    opening = services.catalog.download(context_of(request.scope).tenant, ref)
-    stored = await services.workers.file(opening.__enter__)
+async def download_adapter(
+    name: str, request: Request, services: ServicesOf, query: Annotated[DownloadQuery, Query()]
+) -> Response:
+    """The stored file of a version (`sql`, `sql:3`, `sql@sha256:…`), byte for byte.
+
+    With `increment`, a file of what the version adds to its parents.
+    """
+    tenant, ref, workers = context_of(request.scope).tenant, parse_ref(name), services.workers
+    if query.increment:
+        making = services.catalog.increment(tenant, ref)
+        made = await workers.file(making.__enter__)
+        headers = {"etag": f'"{made.blob_id}"', "x-gossamer-digest": made.digest}
+        filename = f"{made.version.name}.increment.safetensors"
+        return FileReply(making, made.path, made.nbytes, filename, headers, workers)
+    opening = services.catalog.download(tenant, ref)
+    stored = await workers.file(opening.__enter__)
     version = stored.version
     headers = {"etag": f'"{version.blob_id}"', "x-gossamer-digest": version.digest}
     filename = f"{version.name}.safetensors"
-    return FileReply(opening, stored.path, version.nbytes, filename, headers, services.workers)
+    return FileReply(opening, stored.path, version.nbytes, filename, headers, workers)
 
 
 @router.post("/v1/adapters/{name:path}/rollback", responses=errors(404, 408, 409, 413))

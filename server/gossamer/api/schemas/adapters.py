@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from gossamer.api.schemas.common import RequestModel
+from gossamer.api.schemas.pages import QueryModel
 from gossamer.store.catalog.views import AdapterInfo, VersionInfo
 
 _FIELDS = {
@@ -45,6 +46,16 @@ class RollbackRequest(RequestModel):
     """Which version becomes the current one; the one before, when it is left out."""
 
     version: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+
+class DownloadQuery(QueryModel):
+    """What of a version to send."""
+
+    increment: bool = Field(
+        default=False,
+        description="Only what the version adds to the parents that it was trained beside, as a "
+        "file of its own; they must be among the tenant's adapters.",
+    )
 
 
 class AdapterModule(BaseModel):

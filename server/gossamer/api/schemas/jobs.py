@@ -72,6 +72,7 @@ class JobProgress(BaseModel):
 class FineTuningJob(BaseModel):
     """A job. The fields from `adapter` on are ours.
 
+    `adapter_name` is the name that its versions get: `suffix`, or the one that was made up;
     `references` are the adapters that the job begins with, as their names were understood when it
     was created; `wanted` is what the worker of a running job was asked to do and has not done yet.
     """
@@ -96,6 +97,7 @@ class FineTuningJob(BaseModel):
     metadata: dict[str, str] | None
     integrations: list[Any] = []
     adapter: AdapterReply
+    adapter_name: str
     references: dict[str, str]
     suffix: str | None
     started_at: Seconds | None
@@ -203,6 +205,7 @@ def job_reply(job: Job) -> FineTuningJob:
         else JobFailure(code=failure.code, message=failure.message, param=failure.param),
         metadata=None if request.metadata is None else dict(request.metadata),
         adapter=AdapterReply(method=request.method, **request.parameters),
+        adapter_name=job.adapter,
         references=dict(request.references),
         suffix=request.suffix,
         started_at=_unix_or_none(job.started_at),
