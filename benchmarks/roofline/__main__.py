@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import RESULTS, aligned, markdown, write_csv
+from benchmarks.common import RESULTS, aligned, markdown, replaced, write_csv
 from benchmarks.roofline.cards import CARDS, Card, Rates
 from benchmarks.roofline.measured import (
     Measured,
@@ -31,8 +31,6 @@ from benchmarks.roofline.tables import (
     prefill_table,
 )
 
-BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and print."""
@@ -47,24 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates = Rates.of(card, copied, options.fraction)
     text = _report(options, card, rates, copied, measured)
     if options.into is not None:
-        options.into.write_text(replaced(options.into.read_text(), text))
+        options.into.write_text(replaced(options.into.read_text(), "roofline", text))
     else:
         print(text)
     if options.csv is not None:
         write_csv(options.csv, csv_lines(model, rates, options.context, measured, card.name))
-
-
-def replaced(page: str, text: str) -> str:
-    """A page with another text between its marks.
-
-    Raises:
-        ValueError: it has no marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def _report(

@@ -129,7 +129,7 @@ class _Display:
         if self._say is None:
             self._output.result(event, line_of(event))
         elif not is_step:
-            self._say(line_of(event) + _accuracy(data))
+            self._say(line_of(event) + _measured(data))
 
     def _move(self, data: Mapping[str, Any], job: Job) -> None:
         figures = []
@@ -143,6 +143,11 @@ class _Display:
         self._bar.move(data["step"], data.get("total_steps"), what, "  ".join(figures))
 
 
-def _accuracy(data: Mapping[str, Any]) -> str:
-    found = data.get("valid_mean_token_accuracy")
-    return "" if found is None else f", token accuracy {percent(found)}"
+def _measured(data: Mapping[str, Any]) -> str:
+    """What an evaluation says besides its loss."""
+    shares = (
+        ("token accuracy", "valid_mean_token_accuracy"), ("exact match", "valid_exact_match"),
+    )  # fmt: skip
+    return "".join(
+        f", {name} {percent(data[key])}" for name, key in shares if data.get(key) is not None
+    )

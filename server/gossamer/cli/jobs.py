@@ -124,7 +124,7 @@ def list_(
             job["id"],
             _status(job),
             job["adapter"]["method"],
-            job["fine_tuned_model"] or job["suffix"] or "-",
+            job["adapter_name"],
             _step(job),
             when(job["created_at"]),
         )
@@ -311,7 +311,7 @@ def _facts(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     error = job["error"]
     if error is not None:
         yield "error", error["message"]
-    yield "adapter", job["version"] or job["suffix"] or "-"
+    yield "adapter", job["version"] or job["adapter_name"]
     if job["digest"] is not None:
         yield "digest", job["digest"]
     method = dict(job["adapter"])

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from gossamer.jobs.explain import Explained
     from gossamer.jobs.methods import Declaration
 
-#: Declared for the benchmarks to compare with; `gossamer train` does not have it, for what it makes
-#: is no sparse adapter.
-BENCHMARKS_ONLY = frozenset({"lora"})
 _WIDTH, _INDENT = 96, " " * 6
 #: of a text's default, as JSON has it and `--set` does not
 _QUOTE = '"'
@@ -43,9 +40,7 @@ def methods(
 
 
 def used_by(declaration: Declaration) -> tuple[str, ...]:
-    """Who offers a method: `jobs`, `train`, or the benchmarks alone."""
-    if declaration.name in BENCHMARKS_ONLY:
-        return ("benchmarks",)
+    """Who offers a method: `jobs`, `train`."""
     return ("jobs", "train") if declaration.job else ("train",)
 
 

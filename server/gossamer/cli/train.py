@@ -323,7 +323,8 @@ def _summary(result: TrainResult, kept: dict[str, Any]) -> str:
         first, last = result.evaluations[0], result.evaluations[-1]
         lines.append(
             f"Held out: loss {first.loss:.3f} → {last.loss:.3f}, token accuracy "
-            f"{percent(first.token_accuracy)} → {percent(last.token_accuracy)}."
+            f"{percent(first.token_accuracy)} → {percent(last.token_accuracy)}, exact match "
+            f"{percent(first.exact_match)} → {percent(last.exact_match)}."
         )
     if kept["file"] is not None:
         lines.append(f"Written to {kept['file']} ({size(kept['bytes'])}).")

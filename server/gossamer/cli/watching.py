@@ -109,7 +109,8 @@ class _Watcher:
         self._tell(
             {"event": "evaluation", **asdict(event)},
             f"after step {event.step}: held-out loss {event.loss:.3f}, "
-            f"token accuracy {percent(event.token_accuracy)}",
+            f"token accuracy {percent(event.token_accuracy)}, "
+            f"exact match {percent(event.exact_match)}",
         )
 
     def _tell(self, document: dict[str, Any], line: str) -> None:

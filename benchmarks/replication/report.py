@@ -1,0 +1,288 @@
+"""The results file → tables and plots of docs/replication.md, and the README's table of gains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.common import ROOT, markdown, replaced
+from benchmarks.replication.intervals import BySeed, Interval, difference, interval
+from benchmarks.replication.plan import (
+    BASE,
+    CHAINS,
+    CHOICE,
+    FULL,
+    LORA_8,
+    LOTA_90,
+    LOTA_99,
+    LOTA_99_STAR,
+    LOTTO_90,
+    MASKS,
+    MCS_MAIN,
+    PAIRS,
+    SCORES,
+    SPARTA_MAIN,
+    TASKS,
+    TRIED,
+    Arm,
+    lora,
+    sparta,
+)
+from benchmarks.replication.running import Line, unpacked
+
+PAGE = ROOT / "docs" / "replication.md"
+PLOTS = ROOT / "docs" / "plots"
+Row = Sequence[str]
+
+#: Where nothing has been run yet.
+MISSING = "not run yet"
+
+
+class Results:
+    """The lines of the results file, by what they are about."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self.lines = list(lines)
+
+    def of(self, arm: Arm, task: str, *, after: Arm | None = None, judged: str = "") -> list[Line]:
+        """An arm's lines on a task, by seed; after another arm, on the other task, if there is
+        one; judged on the task itself or on another one."""
+        first = "" if after is None else f"{after.name}@{_other(task)}#"
+        return [
+            line for line in self.lines
+            if line["arm"] == arm.name and line["task"] == task and line["seed"] != "0"
+            and line["judged"] == (judged or task)
+            and (line["after"].startswith(first) if first else not line["after"])
+        ]  # fmt: skip
+
+    def right(self, arm: Arm, task: str, *, after: Arm | None = None, judged: str = "") -> BySeed:
+        """Seed → bool per held-out example."""
+        found = self.of(arm, task, after=after, judged=judged)
+        return {int(line["seed"]): unpacked(line) for line in found}
+
+    def minutes(self, arm: Arm, task: str) -> str:
+        """The median of an arm's training times, of lines without much foreign load."""
+        found = [float(line["seconds"]) for line in self.of(arm, task)]
+        return f"{np.median(found) / 60:.1f}" if found else ""
+
+
+def write_pages(lines: Sequence[Line]) -> list[Path]:
+    """Put every table into its page, and draw the plots; the paths of what was written."""
+    results = Results(lines)
+    page = PAGE.read_text()
+    for name, make in TABLES.items():
+        page = replaced(page, f"replication {name}", make(results))
+    PAGE.write_text(page)
+    readme = ROOT / "README.md"
+    readme.write_text(replaced(readme.read_text(), "gains", gains(results)))
+    return [PAGE, readme, *draw(results)]
+
+
+# -- tables
+
+
+def gains(results: Results) -> str:
+    """Each method against the base, on both tasks."""
+    rows = []
+    for title, arm in (
+        ("SpaRTA, 0.9 %, v and o", SPARTA_MAIN), ("LoTA, 10 %", LOTA_90),
+        ("LoTTO, 10 %, after LoTA on the other task", LOTTO_90), ("MCS, 10 % of q, k, v", MCS_MAIN),
+    ):  # fmt: skip
+        cells = [title]
+        for task in TASKS:
+            after = LOTA_90 if arm is LOTTO_90 else None
+            found = results.of(arm, task, after=after)
+            cells.append(_seeds(results.right(arm, task, after=after)))
+            cells.append(_minutes(found))
+        rows.append(cells)
+    base = [
+        ["base, free", *_base(results, BASE)],
+        ["base, best of the choices", *_base(results, CHOICE)],
+    ]
+    head = ["", *(cell for task in TASKS for cell in (task, "minutes"))]
+    return markdown(head, [*base, *rows])
+
+
+def _base(results: Results, arm: Arm) -> list[str]:
+    return [cell for task in TASKS for cell in (_seeds(results.right(arm, task)), "")]
+
+
+def _seeds(right: BySeed) -> str:
+    """The mean, and that of each seed."""
+    if not right:
+        return MISSING
+    found = interval(right)
+    each = " ".join(f"{value:.2f}" for value in found.seeds.values())
+    return f"**{found.mean:.2f}** ({each})"
+
+
+def _minutes(lines: Sequence[Line]) -> str:
+    """The median of the training times."""
+    return f"{np.median([float(line['seconds']) for line in lines]) / 60:.1f}" if lines else ""
+
+
+def forgetting(results: Results) -> str:
+    """What is left of the first task after the second."""
+    rows = []
+    for first in TASKS:
+        second = _other(first)
+        for one, other in CHAINS:
+            before = results.right(one, first)
+            left = results.right(other, second, after=one, judged=first)
+            gained = results.right(other, second, after=one)
+            alone = results.right(one, second)
+            rows.append([
+                f"{first}, then {second}", f"{one.name}, then {other.name}", _mean(before),
+                _mean(left), _against(left, before), _mean(gained), _against(gained, alone),
+            ])  # fmt: skip
+    head = ["tasks", "arms", "first task", "after the second", "change", "second task",
+            "against alone"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def _versus(reference: Arm, arms: Sequence[Arm]) -> Callable[[Results], str]:
+    """A table of arms, each against one of them."""
+
+    def table(results: Results) -> str:
+        rows = []
+        for arm in arms:
+            cells = [arm.name]
+            for task in TASKS:
+                right = results.right(arm, task)
+                versus = "" if arm is reference else _against(right, results.right(reference, task))
+                cells += [_mean(right), versus]
+            rows.append([*cells, _values(results, arm)])
+        against = f"against {reference.name}"
+        head = ["arm", *(cell for task in TASKS for cell in (task, against)), "values trained"]
+        return markdown(head, rows)
+
+    return table
+
+
+def pairs(results: Results) -> str:
+    """SpaRTA and LoRA with as many parameters."""
+    rows = []
+    for rank, targets in PAIRS:
+        ours, theirs = sparta(rank, targets), lora(rank, targets)
+        cells = [targets, _values(results, ours)]
+        for task in TASKS:
+            one, other = results.right(ours, task), results.right(theirs, task)
+            cells += [_mean(one), _mean(other), _against(one, other)]
+        rows.append(cells)
+    head = ["targets", "values trained", *(
+        cell for task in TASKS for cell in (f"{task}, SpaRTA", "LoRA", "difference")
+    )]  # fmt: skip
+    return markdown(head, rows)
+
+
+def rates(results: Results) -> str:
+    """What was tried on seed 0."""
+    rows = []
+    for arm, tried in TRIED.values():
+        for rate in tried:
+            cells = [arm.name, f"{rate:g}"]
+            for task in TASKS:
+                found = [
+                    line for line in results.lines
+                    if line["arm"] == f"{arm.name}~{rate:g}" and line["task"] == task
+                ]  # fmt: skip
+                cells += [found[0]["accuracy"], found[0]["loss"]] if found else [MISSING, ""]
+            rows.append(cells)
+    return markdown(["arm", "rate", *(c for task in TASKS for c in (task, "loss"))], rows)
+
+
+def _mean(right: BySeed) -> str:
+    if not right:
+        return MISSING
+    found = interval(right)
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}], {len(right)} seeds"
+
+
+def _against(one: BySeed, other: BySeed) -> str:
+    """The difference with its interval; bold where it is not chance."""
+    if not set(one) & set(other):
+        return ""
+    found: Interval = difference(one, other)
+    text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"**{text}**" if found.excludes_zero else text
+
+
+def _values(results: Results, arm: Arm) -> str:
+    found = {int(line["trained"]) for task in TASKS for line in results.of(arm, task)}
+    return ", ".join(f"{value:,}" for value in sorted(found))
+
+
+def _other(task: str) -> str:
+    return TASKS[1 - TASKS.index(task)]
+
+
+#: Name of the marks in the page → what stands between them.
+TABLES: Mapping[str, Callable[[Results], str]] = {
+    "gains": gains,
+    "forgetting": forgetting,
+    "sparsity": _versus(FULL, (FULL, LORA_8, LOTA_90, LOTA_99, LOTA_99_STAR)),
+    "masks": _versus(LOTA_90, (LOTA_90, *MASKS)),
+    "scores": _versus(MCS_MAIN, SCORES),
+    "sparta": pairs,
+    "rates": rates,
+}
+
+
+# -- plots
+
+
+def draw(results: Results, folder: Path = PLOTS) -> list[Path]:
+    """Forgetting, and every arm's accuracy; only of what has been run."""
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name, arms in {
+        "sparsity": (FULL, LORA_8, LOTA_90, LOTA_99, LOTA_99_STAR),
+        "masks": (LOTA_90, *MASKS),
+        "scores": SCORES,
+        "sparta": tuple(
+            make(rank, targets) for rank, targets in PAIRS for make in (sparta, lora)
+        ),
+    }.items():  # fmt: skip
+        bars = {
+            task: {arm.name: r for arm in arms if (r := results.right(arm, task))} for task in TASKS
+        }
+        made.append(_bars(bars, name, folder))
+    chains = {}
+    for first in TASKS:
+        found = {}
+        for one, other in CHAINS:
+            if before := results.right(one, first):
+                found[f"{one.name}: before"] = before
+            if left := results.right(other, _other(first), after=one, judged=first):
+                found[f"{one.name}: after {other.name}"] = left
+        chains[f"{first}, before and after {_other(first)}"] = found
+    made.append(_bars(chains, "forgetting", folder))
+    return [path for path in made if path is not None]
+
+
+def _bars(panels: Mapping[str, Mapping[str, BySeed]], name: str, folder: Path) -> Path | None:
+    """Accuracies with their intervals, the seeds as points."""
+    if not any(panels.values()):
+        return None
+    longest = max(map(len, panels.values()))
+    figure = Figure(figsize=(9, 1 + 0.28 * longest), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (title, bars) in zip(axes, panels.items(), strict=True):
+        for place, right in enumerate(bars.values()):
+            found = interval(right)
+            spread = [[found.mean - found.low], [found.high - found.mean]]
+            panel.barh(place, found.mean, color="#9ab8d6", xerr=spread, ecolor="#30506f")
+            panel.plot(list(found.seeds.values()), [place] * len(found.seeds), "k.", markersize=4)
+        panel.set_yticks(range(len(bars)), list(bars), fontsize=8)
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1)
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("exact match on held-out examples", fontsize=8)
+    path = folder / f"replication-{name}.png"
+    figure.savefig(path, dpi=90)
+    return path
