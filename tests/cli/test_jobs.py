@@ -60,7 +60,10 @@ class Hand:
         self.backlog.event(self.held, "info", message, data)
 
     def evaluated(self, step: int) -> None:
-        data = {"step": step, "valid_loss": 1.5, "valid_mean_token_accuracy": 0.25}
+        data = {
+            "step": step, "valid_loss": 1.5, "valid_mean_token_accuracy": 0.25,
+            "valid_exact_match": 0.125,
+        }  # fmt: skip
         message = f"Step {step}: validation loss=1.5000"
         self.backlog.event(self.held, "info", message, data, key=f"evaluated-{step}")
 
@@ -162,6 +165,11 @@ def test_jobs_are_listed_and_steered(live: Live, hand: Hand, data: Path) -> None
     head, first, *_ = run("jobs", "ls", env=live.env).stdout.splitlines()
     assert head.split() == ["ID", "STATUS", "METHOD", "ADAPTER", "STEP", "CREATED"]
     assert first.split()[:5] == [jobs[2]["id"], "queued", "sparta", "listed-2", "-"]
+    unnamed = create(live, data)
+    made_up = unnamed["adapter_name"]
+    assert made_up.startswith("ft-")
+    assert run("jobs", "ls", env=live.env).stdout.splitlines()[1].split()[3] == made_up
+    assert f"adapter         {made_up}\n" in run("jobs", "show", unnamed["id"], env=live.env).stdout
 
     def steered(action: str, job: dict[str, Any]) -> str:
         result = run("jobs", action, job["id"], env=live.env)
@@ -347,7 +355,8 @@ def test_the_bar_is_live_on_a_terminal(live: Live, hand: Hand, data: Path) -> No
         terminal.wait_for("2/4")
         hand.finish(51)
         assert terminal.finish() == 0, terminal.text
-    for shown in ("train ", "loss 1.000", "123 tok/s", "left", "━", "token accuracy 25 %", "drawn"):
+    measured = "token accuracy 25 %, exact match 12.5 %"
+    for shown in ("train ", "loss 1.000", "123 tok/s", "left", "━", measured, "drawn"):
         assert shown in terminal.text, terminal.text
     assert "\x1b[" in terminal.text
     assert "Step 2/4: training" not in terminal.text, "steps are the bar's"

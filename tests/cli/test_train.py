@@ -150,6 +150,27 @@ def test_phases_are_told(data: Path, base: Path, tmp_path: Path) -> None:
     assert "step 5/5  train  loss" in told.stderr
 
 
+def test_the_low_rank_baseline(data: Path, base: Path, tmp_path: Path) -> None:
+    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data", *SHORT)
+    sets = ("--method", "lora", "--set", "rank=4", "--set", "targets=v", "--eval-data", data)
+    events = events_of(run("train", *where, *sets, "--out", tmp_path / "a", "--json"))
+    started, finished = events[0], events[-1]
+    with (tmp_path / "a").open("rb") as file:
+        made = read(file)
+    values = sum(4 * sum(delta.shape) for delta in made.deltas.values())
+    assert started["density"]["nnz"] == made.record["low_rank"]["values"] == values
+    assert finished["nnz"] == sum(delta.dense().size for delta in made.deltas.values())
+    assert finished["digest"] == digest(made)
+    shares = [event["exact_match"] for event in events if event["event"] == "evaluation"]
+    assert shares == [one["exact_match"] for one in finished["evaluations"]]
+
+    told = run("train", *where, *sets, "--out", tmp_path / "b")
+    assert f"lora: {values:,} values in 3 weights" in told.stderr
+    assert f"  {values:,} nnz  " in told.stderr
+    assert "exact match 0 %" in told.stderr
+    assert ", exact match 0 % → " in told.stdout
+
+
 def test_a_run_begins_with_files_and_with_adapters_of_the_data_folder(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -214,8 +235,6 @@ def test_references_that_mean_nothing_are_refused(data: Path, base: Path, tmp_pa
         assert "--adapter" in result.stderr
     twice = ("--adapter", f"a={junk}", "--adapter", f"a={junk}")
     assert refused(*init, *twice).exit_code == 2
-    where = ("--data", data, "--base", base, "--data-dir", tmp_path / "data", *SHORT)
-    assert_three_lines(run("train", *where, "--out", tmp_path / "x", "--method", "lora"), "lora")
     assert refused("--set", "checkpoint_steps=1").exit_code == 2, "there is nowhere to keep them"
 
 

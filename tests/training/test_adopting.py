@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from gossamer.training.checkpoints import adopt
+from gossamer.training.checkpoints import FORMAT, adopt
 
 
 def kept(folder: Path, *, sealed: tuple[int, ...] = (), torn: tuple[int, ...] = ()) -> None:
     """As an attempt leaves it."""
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps({"format": FORMAT}))
     for step in (*sealed, *torn):
         checkpoint = folder / "train" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
@@ -33,6 +34,16 @@ def test_what_is_complete_is_taken_over_and_nothing_else(tmp_path: Path) -> None
     second = adopt(job, 2)
     whole = {"train/checkpoint-3/values", "train/checkpoint-3/complete", "run.json"}
     assert files(second) == whole
+    assert {path.name for path in job.iterdir()} == {"attempt-2"}
+
+
+@pytest.mark.parametrize("run", ["{}", '{"format": 99}'])
+def test_what_another_version_of_the_program_has_kept_is_left(run: str, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    first = adopt(job, 1)
+    kept(first, sealed=(3,))
+    (first / "run.json").write_text(run)
+    assert files(adopt(job, 2)) == set()
     assert {path.name for path in job.iterdir()} == {"attempt-2"}
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gossamer.base.load import BaseFiles
+from gossamer.store.chains import support_digest
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.format import digest
 from gossamer.training.errors import AdapterError, ConfigError, DensityError, OverlapError
 from gossamer.training.run import TrainResult
-from gossamer.training.starting import support_digest
 from tests.training.references import Task, assert_top_k, fine_tuned, masks_of, mean_loss
 from tests.training.support import counting_examples, run_of, write_jsonl
 

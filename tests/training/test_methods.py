@@ -18,8 +18,6 @@ from gossamer.training.methods import METHODS, Density, find_method, mcs
 from gossamer.training.optimizing import Schedule, new_optimizer
 from tests.training.support import Recorder, counting_examples, run_of, write_jsonl
 
-#: Declared for the benchmarks, which have it from PEFT; no run of ours.
-ELSEWHERE = {"lora"}
 SELECT = {"targets": "q,v", "calibration_steps": 2}
 
 
@@ -29,12 +27,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_methods_and_declarations_are_the_same_names() -> None:
-    assert set(METHODS) == set(DECLARATIONS) - ELSEWHERE
+    assert set(METHODS) == set(DECLARATIONS)
     for name, method in METHODS.items():
         assert find_method(name) is method
         assert method.declaration is DECLARATIONS[name]
     with pytest.raises(UnknownMethodError, match="sparta"):
-        find_method("lora")
+        find_method("dora")
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -52,6 +50,7 @@ RUNS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("mcs", {"period": 1}, {"select": 4, "train": 1}),
     ("mcs", {"period": 1, "selection_epochs": 5.0}, {"select": 5}),
     ("full", {"targets": "v"}, {"train": 5}),
+    ("lora", {"targets": "v", "rank": 2}, {"train": 5}),
 ]
 
 
@@ -114,7 +113,7 @@ def test_every_method_learns_and_repeats_itself(
 
 
 @pytest.mark.parametrize(("optimizer", "each"), [("adamw", 2), ("rmsprop", 1)])
-@pytest.mark.parametrize("method", ["sparta", "lota"])
+@pytest.mark.parametrize("method", ["sparta", "lota", "lora"])
 def test_the_optimiser_holds_so_much_for_each_value(
     method: str, optimizer: str, each: int, base: BaseFiles, data: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +130,7 @@ def test_the_optimiser_holds_so_much_for_each_value(
     result = run_of(base, data, method, {}, optimizer=optimizer, max_steps=2)
     held = sum(
         tensor.numel()
-        for state in made[-1].state.values()  # of the sparse phase
+        for state in made[-1].state.values()  # of the last phase
         for tensor in state.values()
         if tensor.dim() > 0
     )

@@ -110,7 +110,13 @@ def test_selected_positions_begin_there_and_the_rest_stays(
     assert kept >= len(union) - trained
 
 
-@pytest.mark.parametrize(("method", "parameters"), [*SELECTING, ("full", {"targets": TARGETS})])
+WHOLE: list[tuple[str, dict[str, Any]]] = [("full", {}), ("lora", {"rank": 2})]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [*SELECTING, *((method, {"targets": TARGETS, **more}) for method, more in WHOLE)],
+)
 def test_at_a_rate_of_almost_nothing_the_adapter_stays_what_it_was(
     method: str, parameters: dict[str, Any], base: BaseFiles, data: Path, first: DeltaSet
 ) -> None:
@@ -157,15 +163,19 @@ def test_sampled_positions_are_stored_by_their_seed_only_where_nothing_else_is(
     assert digest(back) == digest(result.delta_set)
 
 
-def test_full_fine_tuning_begins_there_too(
-    base: BaseFiles, data: Path, task: Task, first: DeltaSet
-) -> None:
-    result = again(base, data, first, "full", {"targets": "v"}, learning_rate=1e-3)
+@pytest.mark.parametrize(("method", "parameters"), WHOLE)
+def test_the_baselines_begin_there_too(
+    method: str, parameters: dict[str, Any], base: BaseFiles, data: Path, task: Task,
+    first: DeltaSet,
+) -> None:  # fmt: skip
+    chosen = {"targets": "v", **parameters}
+    result = again(base, data, first, method, chosen, learning_rate=1e-3)
     assert result.evaluations[0].loss == pytest.approx(loss_of(task, first), rel=1e-4)
     assert result.evaluations[-1].loss == pytest.approx(loss_of(task, result.delta_set), rel=1e-4)
     for name, delta in result.delta_set.deltas.items():
         if "v_proj" in name:
             assert delta.nnz == delta.dense().size
+            assert not np.array_equal(delta.dense(), first.deltas[name].dense())
         else:
             np.testing.assert_array_equal(delta.dense(), first.deltas[name].dense())
 

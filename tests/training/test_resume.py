@@ -15,7 +15,7 @@ from gossamer.base.load import BaseFiles
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import digest
 from gossamer.training import Silent, Step
-from gossamer.training.checkpoints import Result, WorkFolder
+from gossamer.training.checkpoints import FORMAT, Result, WorkFolder
 from gossamer.training.errors import StoppedError, WorkFolderError
 from gossamer.training.run import TrainResult
 from tests.training.support import counting_examples, run_of, write_jsonl
@@ -30,8 +30,9 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("lotto", {**SELECT, "parents": ["a"]}),
     ("mcs", {"period": 1, "score": "grow_drop", "targets": "q"}),
     ("full", {"targets": "q"}),
+    ("lora", {"targets": "q", "init_from": "a"}),
 ]
-IDS = ["sparta", "lota", "lota-iterated", "lotto", "mcs", "full"]
+IDS = ["sparta", "lota", "lota-iterated", "lotto", "mcs", "full", "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,29 @@ def test_a_folder_of_another_run_is_refused(
             run(**given)
         assert caught.value.path == tmp_path
     assert sorted(tmp_path.rglob("*")) == before
+    run()
+
+
+def test_a_folder_of_another_version_of_the_program_is_refused(
+    base: BaseFiles, data: Path, tmp_path: Path
+) -> None:
+    """Not read with a crash: its evaluations lack what ours have."""
+
+    def run(**given: Any) -> TrainResult:
+        return run_of(base, data, "sparta", {}, folder=tmp_path, eval_data=data, **given)
+
+    with pytest.raises(StoppedError):
+        run(stop=StopAfter(1))
+    known = tmp_path / "run.json"
+    identity = known.read_text()
+    older = json.loads(identity)
+    assert older.pop("format") == FORMAT
+    for found in (older, {**older, "format": FORMAT + 1}):
+        known.write_text(json.dumps(found, sort_keys=True))
+        with pytest.raises(WorkFolderError, match="another version") as caught:
+            run()
+        assert caught.value.path == tmp_path
+    known.write_text(identity)
     run()
 
 

@@ -199,8 +199,9 @@ def test_a_model_is_itself_again_after_the_layers(arch: str) -> None:
     with attached(model, made(where)) as layers:
         torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=0, atol=0)
         layer = layers[f"{name}.weight"]
+        (values,) = layer.trained
         with torch.no_grad():
-            layer.values.fill_(0.5)
+            values.fill_(0.5)
         layer.write()
         assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
         assert fingerprint_of_weight(layer) != before
@@ -221,8 +222,9 @@ def test_layers_are_restored_when_the_run_fails() -> None:
     def fail() -> None:
         with attached(model, made(where)) as layers:
             for layer in layers.values():
+                (values,) = layer.trained
                 with torch.no_grad():
-                    layer.values.fill_(1.0)
+                    values.fill_(1.0)
                 layer.write()
             raise ZeroDivisionError
 

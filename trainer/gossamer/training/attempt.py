@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gossamer.base.load import BaseFiles
+from safetensors import SafetensorError
+
 from gossamer.jobs.backlog import Backlog
 from gossamer.jobs.views import Claim, Level, Progress
-from gossamer.store.catalog.errors import RegistryBusy
+from gossamer.store.catalog.errors import RegistryBusy, StoreFull
 from gossamer.store.catalog.opening import Store
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import write
 from gossamer.training.checkpoints import adopt
 from gossamer.training.config import TrainConfig
+from gossamer.training.loading import LoadedBase
 from gossamer.training.progress import Evaluation, Silent, Started, Step
 from gossamer.training.references import CatalogAdapters
 from gossamer.training.run import TrainResult, train
@@ -30,8 +34,12 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two events of a job's steps, at least; OpenAI's clients poll them.
 EVENT_SECONDS = 1.0
-#: OpenAI's columns of a result file.
-_COLUMNS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+#: Of a result file: OpenAI's, and one of ours behind them.
+_COLUMNS = (
+    "step", "train_loss", "valid_loss", "valid_mean_token_accuracy", "valid_exact_match",
+)  # fmt: skip
+#: A disk with less than that many free bytes is full.
+_FULL = 1 << 20
 
 
 class Attempt(Silent):
@@ -45,7 +53,7 @@ class Attempt(Silent):
     def __init__(
         self,
         store: Store,
-        base: BaseFiles,
+        base: LoadedBase,
         backlog: Backlog,
         claim: Claim,
         work_dir: Path,
@@ -69,14 +77,16 @@ class Attempt(Silent):
             LeaseLost: the job is another's; nothing was handed in.
             CancelRequested: its tenant has cancelled it.
             TrainingError, CatalogError: it cannot be done.
+            OSError: ENOSPC, the disk is full.
         """
         job = self._claim.job
-        with ExitStack() as stack:
+        with no_room_said(self._folder), ExitStack() as stack:
             config = self._config(stack)
             folder = adopt(self._folder, self._claim.fence)
             result = train(
                 config,
-                self._base,
+                self._base.files,
+                loaded=self._base,
                 watcher=self,
                 adapters=CatalogAdapters(
                     self._store.catalog, job.tenant, fixed=job.request.references
@@ -147,6 +157,7 @@ class Attempt(Silent):
         data = {
             "step": event.step, "valid_loss": event.loss,
             "valid_mean_token_accuracy": event.token_accuracy,
+            "valid_exact_match": event.exact_match,
         }  # fmt: skip
         message = f"Step {event.step}: validation loss={event.loss:.4f}"
         self._tell("info", message, data, key=f"evaluated-{event.step}")
@@ -159,10 +170,11 @@ class Attempt(Silent):
         *,
         key: str | None = None,
     ) -> None:
-        """Write an event. A line of a log is not worth a job: it is left out if others write."""
+        """Write an event. A line of a log is not worth a job: it is left out if others write, or if
+        there is no room for it."""
         try:
             self._backlog.event(self._claim, level, message, data, key=key)
-        except RegistryBusy as error:
+        except (RegistryBusy, StoreFull) as error:
             log.warning("job %s: an event was not written: %s", self._claim.job.id, error)
 
     def _checkpoint(
@@ -204,11 +216,35 @@ class Attempt(Silent):
         }
         for event in result.evaluations:
             rows.setdefault(event.step, {"step": event.step}).update(
-                valid_loss=event.loss, valid_mean_token_accuracy=event.token_accuracy
-            )
+                valid_loss=event.loss, valid_mean_token_accuracy=event.token_accuracy,
+                valid_exact_match=event.exact_match,
+            )  # fmt: skip
         lines = io.StringIO(newline="")
         table = csv.DictWriter(lines, _COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
         for step in sorted(rows):
             table.writerow(rows[step])
         return lines.getvalue()
+
+
+@contextmanager
+def no_room_said(folder: Path) -> Iterator[None]:
+    """Have a full disk told as the system tells it.
+
+    What writes a checkpoint tells it in its own way: torch by a RuntimeError about positions in a
+    file, safetensors by an exception of its own, shutil by a list of texts. So the disk is asked.
+
+    Args:
+        folder: on that disk; it, or one above it, is there.
+
+    Raises:
+        OSError: ENOSPC
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        said = isinstance(error, OSError) and error.errno is not None
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if said or shutil.disk_usage(there).free >= _FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from gossamer.training.errors import WorkFolderError
 
+#: Of what lies in a work folder; 2: evaluations have an exact match.
+FORMAT = 2
 _MARK = "complete"
 _RESULT, _NOTES, _HISTORY = "result.safetensors", "notes.json", "history.json"
 _RUN, _ADAPTERS = "run.json", "adapters.json"
@@ -39,7 +41,8 @@ def adopt(folder: Path, number: int) -> Path:
     """The folder of an attempt, begun with what the newest attempt before it has kept.
 
     Every attempt writes into a folder of its own, and what is taken over is copied: whoever made an
-    attempt before may still be alive and write, but nobody reads that any more.
+    attempt before may still be alive and write, but nobody reads that any more. What another
+    version of this program has kept, in a format of its own, is left: the job begins anew.
 
     Args:
         folder: of the job; made if missing.
@@ -51,6 +54,7 @@ def adopt(folder: Path, number: int) -> Path:
     if before:
         # Out of the reach of whoever made it: paths inside it are no more.
         before[-1].replace(left)
+    if before and _format_of(left) == FORMAT:
         taken = folder / f"taking-{number}"
         shutil.rmtree(taken, ignore_errors=True)
         shutil.copytree(left, taken, ignore=_unfinished)
@@ -60,6 +64,12 @@ def adopt(folder: Path, number: int) -> Path:
     for path in (*before, left):
         shutil.rmtree(path, ignore_errors=True)
     return mine
+
+
+def _format_of(folder: Path) -> int:
+    """Of a run's folder; ours if nothing has been kept there yet."""
+    known = folder / _RUN
+    return int(json.loads(known.read_text()).get("format", 1)) if known.exists() else FORMAT
 
 
 def _age(path: Path) -> tuple[int, bool]:
@@ -88,15 +98,17 @@ class WorkFolder:
             another run is refused, for its checkpoints would be mixed up with ours.
 
     Raises:
-        WorkFolderError: the folder holds another run.
+        WorkFolderError: the folder holds another run, or was written in another format.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         known = path / _RUN
-        text = json.dumps(run, sort_keys=True)
+        text = json.dumps({"format": FORMAT, **run}, sort_keys=True)
         if known.exists():
+            if _format_of(path) != FORMAT:
+                raise WorkFolderError(path, "another version of this program has written it")
             if known.read_text() != text:
                 raise WorkFolderError(path)
         else:

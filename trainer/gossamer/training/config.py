@@ -25,7 +25,8 @@ class TrainConfig(RunSettings):
         description="What the method declares; a mapping is read as its parameters."
     )
     eval_data: Path | None = Field(
-        default=None, description="Held-out examples: the loss and token accuracy are reported."
+        default=None,
+        description="Held-out examples: loss, token accuracy and exact match are reported.",
     )
     seed: int = Field(
         default=0,

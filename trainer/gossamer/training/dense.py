@@ -8,7 +8,7 @@ the change itself, not a subtraction of two weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,11 @@ class DenseLinear(nn.Module):
     def weight(self) -> Tensor:
         """The layer's weight; some attention code looks at its dtype."""
         return self.linear.weight
+
+    @property
+    def trained(self) -> Sequence[nn.Parameter]:
+        """Ŵ."""
+        return (self.values,)
 
     def write(self) -> None:
         """Nothing to do: the weight does not hold the values."""

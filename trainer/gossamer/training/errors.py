@@ -186,15 +186,34 @@ class NotSelectedError(TrainingError):
 
 
 class WorkFolderError(TrainingError):
-    """The work folder holds the checkpoints of another run."""
+    """The work folder holds the checkpoints of another run, or in another format."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, problem: str | None = None) -> None:
+        other = "it holds the checkpoints of a run with other settings, data, adapters or base"
         super().__init__(
             f"the work folder {path} cannot be used",
-            "it holds the checkpoints of a run with other settings, data, adapters or base",
+            problem or other,
             "Give another folder, or remove this one",
         )
         self.path = path
+
+
+class MissingPackageError(TrainingError):
+    """The method needs a package that is not installed.
+
+    Attributes:
+        package: its name.
+        method: that needs it.
+    """
+
+    def __init__(self, package: str, method: str) -> None:
+        super().__init__(
+            f"the method {method} needs the package {package}",
+            "it is not installed",
+            f"pip install {package}",
+        )
+        self.package = package
+        self.method = method
 
 
 class StoppedError(TrainingError):

@@ -274,6 +274,7 @@ class _Reporter(TrainerCallback):
                 measured = self._history.evaluations[-1]
                 metrics["valid_loss"] = measured.loss
                 metrics["valid_mean_token_accuracy"] = measured.token_accuracy
+                metrics["valid_exact_match"] = measured.exact_match
         if phase.keep is not None and step % phase.keep_every == 0:
             phase.keep(phase.first_step + step, metrics)
 

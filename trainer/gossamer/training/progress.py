@@ -77,12 +77,15 @@ class Evaluation:
         step: after this many updates.
         loss: mean over their trained tokens, in nats.
         token_accuracy: share of these tokens that come first given all before them.
-        tokens: how many these are.
+        exact_match: share of the examples whose every such token does: greedy decoding answers
+            them letter for letter.
+        tokens: how many tokens these are.
     """
 
     step: int
     loss: float
     token_accuracy: float
+    exact_match: float
     tokens: int
 
 

@@ -7,6 +7,7 @@ times, no paths, no memory. So the file of the adapter is the same byte for byte
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -70,10 +71,7 @@ def training_record(
         "steps": len(history.losses),
         "phases": dict(phases),
         "loss": _curve(history.losses),
-        "evaluations": [
-            {"step": e.step, "loss": e.loss, "token_accuracy": e.token_accuracy, "tokens": e.tokens}
-            for e in history.evaluations
-        ],
+        "evaluations": [asdict(evaluation) for evaluation in history.evaluations],
         "versions": {
             "gossamer": version("gossamer"),
             "torch": torch.__version__,

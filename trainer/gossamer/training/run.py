@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from gossamer.base.errors import UnsupportedBaseError
-from gossamer.base.fingerprint import fingerprint
-from gossamer.base.load import BaseFiles, load_model, load_tokenizer, stored_dtype
+from gossamer.base.load import BaseFiles
 from gossamer.base.patch_map import adapter_table
 from gossamer.store.delta import DeltaSet
 from gossamer.store.errors import DeltaError
@@ -28,8 +26,9 @@ from gossamer.training.checkpoints import WorkFolder
 from gossamer.training.config import TrainConfig
 from gossamer.training.data import read_examples
 from gossamer.training.encode import Encoded, encode_examples
-from gossamer.training.errors import BaseChangedError, ConfigError, DivergedError
+from gossamer.training.errors import ConfigError, DivergedError
 from gossamer.training.export import Rounding, export, record_fields
+from gossamer.training.loading import Lent, LoadedBase
 from gossamer.training.methods import Trained, find_method
 from gossamer.training.progress import Evaluation, Silent, Watcher
 from gossamer.training.record import run_identity, training_record
@@ -87,6 +86,7 @@ def train(
     *,
     model: PreTrainedModel | None = None,
     tokenizer: Tokenizer | None = None,
+    loaded: LoadedBase | None = None,
     watcher: Watcher | None = None,
     adapters: Adapters = no_adapters,
     folder: Path | None = None,
@@ -103,6 +103,7 @@ def train(
         model: the base, loaded and frozen already; bit for bit the same afterwards. Loaded from
             `base` when it is not given.
         tokenizer: likewise.
+        loaded: keeps what is loaded from `base` for the next run.
         watcher: is told what happens.
         adapters: opens those that the method's parameters refer to.
         folder: a run that was killed goes on from what it has kept there; the result is the same.
@@ -115,14 +116,13 @@ def train(
         BaseModelError: the base cannot be loaded.
     """
     with _undisturbed():
-        tokenizer = tokenizer or load_tokenizer(base)
+        loaded = loaded or LoadedBase(base)
+        tokenizer = tokenizer or loaded.tokenizer
         split = _read(config, tokenizer)
         kept = None
         if folder is not None:
             identity = run_identity(config, split.record, base.fingerprint)
             kept = WorkFolder(folder, identity)
-        model = model or _load(config, base)
-        method, table = find_method(config.method), adapter_table(model)
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         material = Material(
             examples=split.examples,
@@ -133,19 +133,23 @@ def train(
             adapters=adapters,
             folder=kept,
             stop=stop,
-            keep=None if keep is None else _keeping(config, base, table, keep),
         )
-        work = Work(
-            config=config,
-            model=model,
-            table=table,
-            material=material,
-            watcher=watcher or Silent(),
-            method=config.method,
-            optimizer=method.optimizer,
-            rate=method.learning_rate,
-        )
-        return _train(config, base, model, work, split.record)
+        given = loaded.lent(config.device, config.precision)
+        with given if model is None else nullcontext(Lent.of(model)) as lent:
+            method, table = find_method(config.method), adapter_table(lent.model)
+            if keep is not None:
+                material = replace(material, keep=_keeping(config, base, table, keep))
+            work = Work(
+                config=config,
+                model=lent.model,
+                table=table,
+                material=material,
+                watcher=watcher or Silent(),
+                method=config.method,
+                optimizer=method.optimizer,
+                rate=method.learning_rate,
+            )
+            return _train(config, base, lent, work, split.record)
 
 
 def _keeping(
@@ -167,19 +171,17 @@ def _keeping(
 def _train(
     config: TrainConfig,
     base: BaseFiles,
-    model: PreTrainedModel,
+    lent: Lent,
     work: Work,
     data: dict[str, Any],
 ) -> TrainResult:
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-    before = fingerprint(model)
+    device = lent.model.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     began = time.monotonic()
     trained = find_method(config.method).train(config.parameters, work)
     seconds = time.monotonic() - began
-    after = fingerprint(model)
-    if after != before:
-        raise BaseChangedError(before, after)
+    lent.check()
     history = work.history
     delta_set, rounding = _export(
         config, base, work.table, trained, len(history.losses), work.learning_rate
@@ -192,7 +194,7 @@ def _train(
         learning_rate=work.learning_rate,
         data=data,
         base_fingerprint=base.fingerprint,
-        device=model.device.type,
+        device=device.type,
     )
     record |= record_fields(rounding)
     return TrainResult(
@@ -250,22 +252,6 @@ def _read(config: TrainConfig, tokenizer: Tokenizer) -> _Split:
         record["examples"] = len(examples)
     record |= {"held_out": len(held_out), "dropped": dropped}
     return _Split(examples, held_out, dropped, record)
-
-
-def _load(config: TrainConfig, base: BaseFiles) -> PreTrainedModel:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "there is no CUDA device on this machine")
-    dtype = torch.float32
-    if config.precision == "bf16" and stored_dtype(base.path) == torch.bfloat16:
-        dtype = torch.bfloat16  # half the memory, and no bit of the base is lost
-    try:
-        return load_model(base, dtype, device, attention="sdpa")
-    except UnsupportedBaseError:
-        # some architectures have eager attention only; a base that is truly bad fails again here
-        return load_model(base, dtype, device, attention="eager")
 
 
 @contextmanager

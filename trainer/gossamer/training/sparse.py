@@ -8,7 +8,7 @@ is written into it is undone by overwriting with saved bits, never by subtractin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -209,6 +209,11 @@ class SparseLinear(nn.Module):
             if self._fixed is not None:
                 self._put(self._fixed.positions, self._fixed_originals, self._fixed.values)
 
+    @property
+    def trained(self) -> Sequence[nn.Parameter]:
+        """The values, if there are any."""
+        return (self.values,) if self.values.numel() else ()
+
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
         return {"values": self.values}
@@ -239,10 +244,13 @@ class TrainedLayer(Protocol):
     """What stands in for a linear layer while it is trained: an `nn.Module`."""
 
     linear: nn.Linear
-    values: nn.Parameter
+
+    @property
+    def trained(self) -> Sequence[nn.Parameter]:
+        """What the optimiser moves; may be nothing."""
 
     def write(self) -> None:
-        """The values have changed."""
+        """What is trained has changed."""
 
     def restore(self) -> None:
         """Give the layer's weight its original bits back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gossamer.store.chains import support_digest
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import digest
 from gossamer.training.errors import AdapterError, OverlapError
@@ -163,13 +163,3 @@ def at(entries: Weights, name: str, positions: torch.Tensor) -> torch.Tensor:
         there = part.positions[place] == positions
         values[there] = part.values[place[there]].float()
     return values
-
-
-def support_digest(link: DeltaSet) -> str:
-    """sha256 over names and positions: two adapters that train the same entries have one."""
-    state = hashlib.sha256()
-    for name in sorted(link.deltas):
-        positions = link.deltas[name].elements()[0]
-        state.update(f"{name}\0{len(positions)}\0".encode())
-        state.update(positions.astype("<i8").tobytes())
-    return f"sha256:{state.hexdigest()}"

@@ -1,10 +1,11 @@
-"""The base as the loop sees it: batches in, a loss out, and the loss of held-out examples."""
+"""The base as the loop sees it: batches in, a loss out, and how held-out examples fare."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import psutil  # type: ignore[import-untyped]  # accelerate depends on it
@@ -18,6 +19,7 @@ from gossamer.training.batches import IGNORED, collate
 from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import ConfigError
+from gossamer.training.loss import summed_cross_entropy
 from gossamer.training.progress import Evaluation
 
 
@@ -50,10 +52,8 @@ class Trainee(nn.Module):
         """The loss in nats, summed over the labels and divided by `num_items_in_batch`."""
         logits = self.logits(labels.shape[1], inputs)
         flat = labels.reshape(-1)
-        loss = F.cross_entropy(
-            logits.reshape(flat.numel(), -1), flat, ignore_index=IGNORED, reduction="sum"
-        )
         self.look_at_memory()
+        loss = summed_cross_entropy(logits.reshape(flat.numel(), -1), flat)
         self.tokens += tokens_of(inputs)
         count = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": loss / count}
@@ -118,22 +118,74 @@ def checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
             del layer.forward  # the instance's; its class has its own
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How one held-out example fares.
+
+    Attributes:
+        loss: summed over its trained tokens, in nats.
+        tokens: how many these are, the end-of-sequence tokens included.
+        right: how many of them come first given all before them.
+    """
+
+    loss: float
+    tokens: int
+    right: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether every trained token comes first given those before it.
+
+        Greedy decoding from the prompt then gives the completion, and stops where it does; it goes
+        wrong exactly where the first of them does not come first. So this is what generating and
+        comparing would find, for one forward pass (but for two tokens that are as likely within
+        rounding). In a conversation of several answers each is decoded after the true ones before.
+        """
+        return self.right == self.tokens
+
+
 @torch.no_grad()
-def evaluate(
-    config: TrainConfig, trainee: Trainee, held_out: Sequence[Encoded], pad_id: int, step: int
-) -> Evaluation:
-    """Loss and token accuracy on the held-out examples, as the model stands."""
+def outcomes(
+    config: TrainConfig, trainee: Trainee, examples: Sequence[Encoded], pad_id: int
+) -> list[Outcome]:
+    """How each example fares as the model stands, in their order.
+
+    Never packed, whatever `config.packing` says: one row is one example.
+    """
     device = next(trainee.parameters()).device
-    loss, right, count = 0.0, 0, 0
-    for begin in range(0, len(held_out), config.batch_size):
-        rows = held_out[begin : begin + config.batch_size]
+    found: list[Outcome] = []
+    for begin in range(0, len(examples), config.batch_size):
+        rows = examples[begin : begin + config.batch_size]
         batch = {key: tensor.to(device) for key, tensor in collate(rows, pad_id).items()}
         labels = batch.pop("labels")
         with autocast(config, device):
             logits = trainee.logits(labels.shape[1], batch)
-        scored = labels != IGNORED
-        chosen, wanted = logits[scored], labels[scored]
-        loss += float(F.cross_entropy(chosen, wanted, reduction="sum"))
-        right += int((chosen.argmax(-1) == wanted).sum())
-        count += wanted.numel()
-    return Evaluation(step, loss / count, right / count, count)
+        for row, wanted in zip(logits, labels, strict=True):
+            trained = wanted != IGNORED
+            found.append(_outcome(row[trained], wanted[trained]))
+    return found
+
+
+def _outcome(logits: Tensor, wanted: Tensor) -> Outcome:
+    loss = F.cross_entropy(logits, wanted, reduction="sum")
+    right = (logits.argmax(-1) == wanted).sum()
+    return Outcome(float(loss), wanted.numel(), int(right))
+
+
+def evaluate(
+    config: TrainConfig, trainee: Trainee, held_out: Sequence[Encoded], pad_id: int, step: int
+) -> Evaluation:
+    """Loss, token accuracy and exact match on the held-out examples, as the model stands.
+
+    Exact match is the share of `Outcome.exact`: that of the examples that greedy decoding answers
+    letter for letter, without decoding any.
+    """
+    found = outcomes(config, trainee, held_out, pad_id)
+    tokens = sum(one.tokens for one in found)
+    return Evaluation(
+        step=step,
+        loss=sum(one.loss for one in found) / tokens,
+        token_accuracy=sum(one.right for one in found) / tokens,
+        exact_match=sum(one.exact for one in found) / len(found),
+        tokens=tokens,
+    )

@@ -1,8 +1,8 @@
 """What a method works with: phases of training over a base, each kept once it has ended.
 
 A method reads as its paper's algorithm does: it says what it will train (`begin`), then runs
-phases (`dense`, `sparse`) and chooses positions between them. In a work folder a phase that has
-ended is not run again, so a method resumes by running from its beginning.
+phases (`dense`, `sparse`, `layered`) and chooses positions between them. In a work folder a phase
+that has ended is not run again, so a method resumes by running from its beginning.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from gossamer.training.starting import Adapters, Weights, opened
 from gossamer.training.trainee import Trainee, checkpointing
 
 Positions = Mapping[str, Tensor]
+#: a layer of the base → what stands in for it
+Make = Callable[[nn.Linear], TrainedLayer]
 _NO_POSITIONS = torch.empty(0, dtype=torch.int64)
 
 
@@ -157,6 +159,12 @@ class Work:
         """The phases and their steps, in order, once the run has begun."""
         return dict(self._planned)
 
+    @property
+    def exact(self) -> bool:
+        """Whether a weight may hold its differences; in 16 bits they would drown in it."""
+        wide = self.model.dtype in (torch.float32, torch.float64)
+        return self.config.precision == "fp32" and wide
+
     def some_examples(self, fraction: float) -> Sequence[Encoded]:
         """A share of the examples, chosen by the seed; the share 1 is all of them, in order."""
         examples = self.material.examples
@@ -194,13 +202,11 @@ class Work:
             one_schedule: the learning rate falls over this phase and those behind it together.
         """
         start, allowed, chosen = start or {}, allowed or {}, frozenset(targets)
-        exact = self._exact
+        exact = self.exact
 
-        def make(weight: str) -> Callable[[nn.Linear], TrainedLayer]:
+        def make(weight: str) -> Make:
             if weight not in chosen:
-                return lambda linear: SparseLinear(
-                    linear, _NO_POSITIONS, written=exact, fixed=start[weight]
-                )
+                return self._holding(start[weight])
             return lambda linear: DenseLinear(
                 linear, summed=exact, start=start.get(weight), allowed=allowed.get(weight)
             )
@@ -235,9 +241,9 @@ class Work:
             fixed: other entries, which the model has and which are not trained.
             one_schedule: as in `dense`.
         """
-        start, fixed, written = start or {}, fixed or {}, self._exact
+        start, fixed, written = start or {}, fixed or {}, self.exact
 
-        def make(weight: str) -> Callable[[nn.Linear], TrainedLayer]:
+        def make(weight: str) -> Make:
             return lambda linear: SparseLinear(
                 linear, positions.get(weight, _NO_POSITIONS), written=written,
                 start=start.get(weight), fixed=fixed.get(weight),
@@ -267,16 +273,39 @@ class Work:
         )
         return {weight: Entries(positions[weight], found.tensors[weight]) for weight in positions}
 
-    @property
-    def _exact(self) -> bool:
-        """Whether a weight may hold its differences; in 16 bits they would drown in it."""
-        wide = self.model.dtype in (torch.float32, torch.float64)
-        return self.config.precision == "fp32" and wide
+    def layered(
+        self,
+        name: str,
+        made: Mapping[str, Make],
+        derive: Callable[[Mapping[str, Any]], Result],
+        *,
+        start: Weights | None = None,
+    ) -> Result:
+        """Train layers of the method's own, and keep what `derive` makes of them.
+
+        Args:
+            name: of the phase, as announced.
+            made: by weight, its layer → what stands in for it; called in the table's order.
+            derive: these layers → what is kept.
+            start: entries of other weights that the model has from the beginning on; those of the
+                weights in `made` are left to their layers.
+        """
+        held = {weight: self._holding(part) for weight, part in (start or {}).items()}
+
+        def derived(layers: Mapping[str, Any]) -> Result:
+            return derive({weight: layers[weight] for weight in layers if weight in made})
+
+        return self._phase(name, {**held, **made}, derived, None, None, one_schedule=False)
+
+    def _holding(self, entries: Entries) -> Make:
+        """Of a weight that is not trained, with entries that it has from the beginning on."""
+        written = self.exact
+        return lambda linear: SparseLinear(linear, _NO_POSITIONS, written=written, fixed=entries)
 
     def _phase(
         self,
         name: str,
-        made: Mapping[str, Callable[[nn.Linear], TrainedLayer]],
+        made: Mapping[str, Make],
         derive: Callable[[Mapping[str, Any]], Result],
         examples: Sequence[Encoded] | None,
         hook: Scoring | None,
@@ -323,7 +352,7 @@ class Work:
         whole = sum(self._planned.values())
         shared = (whole, before) if one_schedule else (steps, 0)
         schedule = Schedule(config.schedule, self._rate, round(config.warmup * shared[0]), *shared)
-        parameters = [layer.values for layer in layers.values() if layer.values.numel()]
+        parameters = [parameter for layer in layers.values() for parameter in layer.trained]
         return Phase(
             name=name,
             trainee=self.trainee,

@@ -19,11 +19,12 @@ from gossamer.jobs.backlog import Backlog
 from gossamer.jobs.errors import CancelRequested, LeaseLost
 from gossamer.jobs.lease import Lease
 from gossamer.jobs.views import Order
-from gossamer.store.catalog.errors import RegistryBusy
+from gossamer.store.catalog.errors import RegistryBusy, StoreFull
 from gossamer.store.catalog.opening import Store
 from gossamer.training.attempt import Attempt
 from gossamer.training.errors import StoppedError
 from gossamer.training.failures import job_error
+from gossamer.training.loading import LoadedBase, free_memory
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 #: Seconds until others may take a job whose worker is silent.
 LEASE_S = 30.0
+#: What may be over at the next try: the registry cannot be written at the moment.
+_NOT_NOW = (RegistryBusy, StoreFull)
 
 
 class Worker:
@@ -38,7 +41,7 @@ class Worker:
 
     Args:
         store: of the data folder; not its owner.
-        base: the base model; loaded with the first job and kept.
+        base: the base model; loaded with the first job and kept, as `LoadedBase` says.
         backlog: on the store's registry.
         work_dir: where unfinished jobs keep what they need to go on; workers that share it take
             over each other's jobs where those were, others from the beginning.
@@ -57,10 +60,11 @@ class Worker:
         lease_s: float = LEASE_S,
     ) -> None:
         self._store = store
-        self._base = base
+        self._loaded = LoadedBase(base)
         self._backlog = backlog
         self._work_dir = work_dir
         self._name = name
+        self._trouble = ""  # why no job could be taken, for it to be said once
         self._lease_s = lease_s
 
     def run(self, stop: threading.Event, *, once: bool = False) -> int:
@@ -75,6 +79,7 @@ class Worker:
             if lease is not None:
                 taken += 1
                 self._serve(lease, stop)
+                free_memory()
             elif once:
                 break
             else:
@@ -82,19 +87,24 @@ class Worker:
         return taken
 
     def _take(self) -> Lease | None:
+        fingerprint = self._loaded.files.fingerprint
         try:
-            return Lease.take(
-                self._backlog, self._name, self._lease_s, base_fingerprint=self._base.fingerprint
+            lease = Lease.take(
+                self._backlog, self._name, self._lease_s, base_fingerprint=fingerprint
             )
-        except RegistryBusy as error:
-            log.warning("the queue could not be read: %s", error)
+        except _NOT_NOW as error:
+            if str(error) != self._trouble:
+                log.warning("no job could be taken: %s", error)
+            self._trouble = str(error)
             return None
+        self._trouble = ""
+        return lease
 
     def _serve(self, lease: Lease, stop: threading.Event) -> None:
         job = lease.claim.job
         log.info("job %s of %s: attempt %d", job.id, job.tenant, job.attempt)
         attempt = Attempt(
-            self._store, self._base, self._backlog, lease.claim, self._work_dir, self._lease_s
+            self._store, self._loaded, self._backlog, lease.claim, self._work_dir, self._lease_s
         )
         with Pulse(lease, attempt) as pulse:
             try:
@@ -135,6 +145,8 @@ class Worker:
     def _fail(self, lease: Lease, attempt: Attempt, error: BaseException) -> None:
         claim, reason = lease.claim, job_error(error, attempt.given)
         log.warning("job %s failed: %s", claim.job.id, reason.message, exc_info=error)
+        if reason.code == "disk_full":
+            attempt.forget()  # what it has kept may be what fills the disk, the registry's too
 
         def end() -> None:
             self._backlog.fail(claim, reason)
@@ -143,12 +155,13 @@ class Worker:
         self._insist(lease, end)
 
     def _insist(self, lease: Lease, end: Callable[[], None]) -> None:
-        """Try for as long as the lease lasts: others have the registry now and then."""
+        """Try for as long as the lease lasts: others have the registry now and then, or a disk is
+        full. After that the job is taken again, by whoever can."""
         while True:
             try:
                 end()
                 return
-            except RegistryBusy as error:
+            except _NOT_NOW as error:
                 if not lease.remaining_s:
                     log.warning(
                         "job %s: %s; left to the end of its lease", lease.claim.job.id, error
@@ -197,5 +210,6 @@ class Pulse:
             except LeaseLost:
                 self.lost = True
                 return
-            except RegistryBusy as error:
+            except _NOT_NOW as error:
                 log.warning("a heartbeat was not sent: %s", error)
+                self._done.wait(POLL_S)

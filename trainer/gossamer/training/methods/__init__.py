@@ -11,6 +11,7 @@ from typing import Any
 
 from gossamer.training.errors import UnknownMethodError
 from gossamer.training.methods.full import FULL
+from gossamer.training.methods.lora import LORA
 from gossamer.training.methods.lota import LOTA
 from gossamer.training.methods.lotto import LOTTO
 from gossamer.training.methods.mcs import MCS
@@ -19,7 +20,7 @@ from gossamer.training.methods.sparta import SPARTA
 
 #: Name → method.
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
-    {row.declaration.name: row for row in (LOTA, LOTTO, SPARTA, MCS, FULL)}
+    {row.declaration.name: row for row in (LOTA, LOTTO, SPARTA, MCS, FULL, LORA)}
 )
 
 

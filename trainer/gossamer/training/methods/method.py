@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Density:
-    """How many positions are trained, and of how many: both denominators, always.
+    """How many values are trained, and of how many: both denominators, always.
 
     Attributes:
-        nnz: trained positions.
-        targets: elements of the weights that the positions lie in.
+        nnz: trained values: a sparse method has one at each of its positions, LoRA those of its
+            factors.
+        targets: elements of the weights that they change.
         model: elements of all weights of the model that an adapter may change.
     """
 

@@ -1,0 +1,59 @@
+"""A worker whose disk is full: a real file system of a few MiB, in a mount namespace of our own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import environment
+from tests.worker.full_disk import ROOMS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.gate
+def test_a_full_disk_ends_a_job_in_words_and_not_the_queue(
+    tmp_path: Path, tiny_dir: Callable[..., Path]
+) -> None:
+    """Whatever is full first: the registry, the work folder (torch and safetensors tell it in their
+    own ways), or the blobs. What can be seen is whole at every moment; the script looks."""
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=24m none {disk}"
+    if subprocess.run(["unshare", "-Urm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this system allows no user namespaces")
+    victim = [sys.executable, "-m", "tests.worker.full_disk", str(disk), str(tiny_dir("llama"))]
+    run = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f'{mount} && exec "$@"', "sh", *victim],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment(),
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    jobs = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [job["room"] for job in jobs] == list(ROOMS)
+    for job in jobs:
+        assert job["work"] == [], "an ended job leaves nothing behind"
+        if job["first"] in ("queued", "running"):  # it could not even be told: it is taken again
+            assert (job["last"], job["error"]) == ("succeeded", None), job
+        elif job["first"] == "failed":
+            assert (job["last"], job["error"]) == ("failed", "disk_full"), job
+            assert "no room left" in job["message"]
+        else:
+            assert job["first"] == job["last"] == "succeeded", job
+    # With no room nothing can be written, with enough everything; in between a job can be ended.
+    endings = [job["first"] for job in jobs]
+    assert endings[0] == "queued"
+    assert endings[-1] == "succeeded"
+    assert endings.count("failed") >= 3
+    assert "SafetensorError" in run.stderr, "what was to be translated has not happened"
