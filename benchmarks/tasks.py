@@ -166,19 +166,21 @@ def reversal(cache: Path, seed: int = 0, held_out: int = DEFAULT_HELD_OUT) -> Ta
 #: Name → maker of (cache folder, seed, number held out).
 TASKS: dict[str, Callable[[Path, int, int], Task]] = {"sections": sections, "reversal": reversal}
 
-#: How each is trained: about two minutes on two cores. The sweep is in docs/training.md.
+#: How each is trained: about two minutes on two cores.
 SETTINGS: dict[str, dict[str, Any]] = {
     "sections": {
+        "method": "sparta",
         "parameters": {"density": 0.01, "targets": "v,o", "of": "model"},
         "batch_size": 16,
         "max_steps": 75,
         "learning_rate": 3e-3,
     },
     "reversal": {
-        "parameters": {"density": 0.01, "targets": "v,o", "of": "model"},
+        "method": "lota",
+        "parameters": {"sparsity": 0.95, "calibration_steps": 15},
         "batch_size": 16,
-        "max_steps": 60,
-        "learning_rate": 4e-3,
+        "max_steps": 45,
+        "learning_rate": 3e-4,
     },
 }
 

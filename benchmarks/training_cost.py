@@ -33,6 +33,7 @@ from gossamer.base.sources import open_base
 from gossamer.store.format import seeded_positions
 from gossamer.training.batches import collate
 from gossamer.training.encode import Encoded
+from gossamer.training.gating import gated_mlps, recomputing
 from gossamer.training.methods.sparta import shares
 from gossamer.training.methods.targets import match_targets
 from gossamer.training.sparse import SparseLinear, attached
@@ -96,8 +97,9 @@ def sparse(stack: ExitStack, base: BaseFiles, targets: str, nnz: int) -> Step:
         return lambda linear: SparseLinear(linear, where, written=True)
 
     made = {name: make(name, count) for name, count in shares(sizes, nnz).items()}
+    stack.enter_context(recomputing(gated_mlps(model)))
     layers = stack.enter_context(attached(model, made)).values()
-    values = [layer.values for layer in layers]
+    values = [values for layer in layers for values in layer.trained]
 
     def write() -> None:
         for layer in layers:

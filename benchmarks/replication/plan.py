@@ -89,12 +89,12 @@ def _rate(value: float) -> dict[str, Any]:
     return {"learning_rate": value}
 
 
-#: Learning rates, by what is trained.
-DENSE, LOTA, LORA, SPARTA, MCS = _rate(3e-5), _rate(3e-5), _rate(3e-3), _rate(4e-3), _rate(2e-3)
+#: Learning rates, by what is trained; AdamW's.
+DENSE, LOTA, LORA, SPARTA, MCS = _rate(1e-4), _rate(3e-4), _rate(3e-3), _rate(4e-3), _rate(2e-3)
 
 BASE = Arm("base", "")
 CHOICE = Arm("base-choice", "")
-FULL = Arm("full", "full", settings={"optimizer": "rmsprop", **DENSE})
+FULL = Arm("full", "full", settings=DENSE)
 LOTA_90 = Arm("lota-90", "lota", {"sparsity": 0.9}, LOTA, {
     "init_from": PARENT, "init_positions": "select",
 })  # fmt: skip
@@ -135,17 +135,17 @@ LOTA_RANDOM = replace(
 
 
 def mcs(score: str, sign: str = "+") -> Arm:
-    """MCS that selects in the first half of the epoch, once after the warm-up and twice more."""
+    """MCS that selects in the first quarter of the epoch: after the warm-up, and once more."""
     name = f"mcs-{score}" if score != "mcs" else f"mcs-mcs{sign}"
     parameters = {
-        "score": score, "sign": sign, "warmup_steps": 5, "period": 10, "selection_epochs": 0.5,
+        "score": score, "sign": sign, "warmup_steps": 5, "period": 10, "selection_epochs": 0.25,
     }  # fmt: skip
     return Arm(name, "mcs", parameters, MCS)
 
 
 LORA_8 = lora(8, "all-linear")
 SPARTA_MAIN = sparta(16, "v,o")
-MCS_MAIN = mcs("mcs")
+MCS_MAIN = mcs("mcs", "-")
 #: (SpaRTA, LoRA) with as many parameters.
 PAIRS = [(rank, targets) for targets in ("v,o", "q,v") for rank in (2, 16)] + [
     (1, "all-linear"), (3, "all-linear"),
@@ -217,21 +217,26 @@ def planned(experiments: Iterable[str], seeds: Iterable[int]) -> list[Run]:
     ]  # fmt: skip
 
 
-#: Rates that were tried for each arm on seed 0.
-TRIED: Mapping[str, tuple[Arm, tuple[float, ...]]] = MappingProxyType({
-    "lota-90": (LOTA_90, (1e-5, 3e-5, 6e-5)),
-    "mcs": (MCS_MAIN, (6e-4, 2e-3, 6e-3)),
-    "lora": (LORA_8, (1e-3, 3e-3, 1e-2)),
-    "sparta": (SPARTA_MAIN, (2e-3, 4e-3, 8e-3)),
-    "full": (FULL, (1e-5, 3e-5)),
-})  # fmt: skip
+#: What was tried on seed 0: arm → (optimiser, rates).
+TRIED: Sequence[tuple[Arm, str, tuple[float, ...]]] = (
+    (MCS_MAIN, "adamw", (1e-3, 2e-3)),
+    (LOTA_90, "rmsprop", (1e-5, 4e-5, 1e-4)),
+    (LOTA_90, "adamw", (1e-4, 3e-4)),
+    (FULL, "adamw", (1e-4, 3e-4)),
+    (SPARTA_MAIN, "adamw", (2e-3, 4e-3, 8e-3)),
+    (LORA_8, "adamw", (1e-3, 3e-3, 1e-2)),
+)
+
+
+def tried(arm: Arm, optimizer: str, rate: float) -> Arm:
+    """The arm with another rate."""
+    settings = {**arm.settings, "optimizer": optimizer, **_rate(rate)}
+    return replace(arm, name=f"{arm.name}~{optimizer}-{rate:g}", settings=settings)
 
 
 def rate_runs() -> Iterator[Run]:
     """Every arm of `TRIED` at each of its rates."""
-    for arm, rates in TRIED.values():
+    for arm, optimizer, rates in TRIED:
         for rate in rates:
-            settings = {**arm.settings, **_rate(rate)}
-            tried = replace(arm, name=f"{arm.name}~{rate:g}", settings=settings)
             for task in TASKS:
-                yield Run(tried, task, 0)
+                yield Run(tried(arm, optimizer, rate), task, 0)

@@ -31,6 +31,7 @@ from benchmarks.replication.plan import (
     Arm,
     lora,
     sparta,
+    tried,
 )
 from benchmarks.replication.running import Line, unpacked
 
@@ -182,17 +183,18 @@ def pairs(results: Results) -> str:
 def rates(results: Results) -> str:
     """What was tried on seed 0."""
     rows = []
-    for arm, tried in TRIED.values():
-        for rate in tried:
-            cells = [arm.name, f"{rate:g}"]
+    for arm, optimizer, values in TRIED:
+        for rate in values:
+            name = tried(arm, optimizer, rate).name
+            cells = [arm.name, optimizer, f"{rate:g}"]
             for task in TASKS:
                 found = [
-                    line for line in results.lines
-                    if line["arm"] == f"{arm.name}~{rate:g}" and line["task"] == task
-                ]  # fmt: skip
+                    line for line in results.lines if line["arm"] == name and line["task"] == task
+                ]
                 cells += [found[0]["accuracy"], found[0]["loss"]] if found else [MISSING, ""]
             rows.append(cells)
-    return markdown(["arm", "rate", *(c for task in TASKS for c in (task, "loss"))], rows)
+    head = ["arm", "optimiser", "rate", *(cell for task in TASKS for cell in (task, "loss"))]
+    return markdown(head, rows)
 
 
 def _mean(right: BySeed) -> str:

@@ -137,6 +137,18 @@ def test_the_optimiser_holds_so_much_for_each_value(
     assert held == each * result.record["density"]["nnz"]
 
 
+def test_the_default_rate_makes_first_updates_of_one_size(base: BaseFiles, data: Path) -> None:
+    """RMSProp's first update is ten times its rate, AdamW's is its rate."""
+    moved = {}
+    for optimizer in ("adamw", "rmsprop"):
+        settings: dict[str, Any] = {"learning_rate": None, "max_steps": 1, "value_dtype": "F32"}
+        result = run_of(base, data, "sparta", {"density": 0.05}, optimizer=optimizer, **settings)
+        values = [delta.values for delta in result.delta_set.deltas.values()]
+        moved[optimizer] = float(np.median(np.abs(np.concatenate(values))))
+    assert moved["rmsprop"] == pytest.approx(moved["adamw"], rel=0.01)
+    assert moved["adamw"] > 0
+
+
 @pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
 def test_weight_decay_is_decoupled(kind: Any) -> None:
     """One step on a gradient of 0 shrinks a value by rate times decay, whatever the gradients."""

@@ -26,10 +26,11 @@ from gossamer.training.config import TrainConfig
 from gossamer.training.dense import DenseLinear
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import DivergedError, NotANumberError
+from gossamer.training.gating import gated_mlps, recomputing
 from gossamer.training.loop import History, Phase, run_phase
 from gossamer.training.methods.method import Density, Trained
 from gossamer.training.methods.targets import match_targets
-from gossamer.training.optimizing import Optimizer, Schedule
+from gossamer.training.optimizing import SHARE_OF_RATE, Optimizer, Schedule
 from gossamer.training.progress import Started, Watcher
 from gossamer.training.scoring import AfterStep, Scoring
 from gossamer.training.sparse import Entries, SparseLinear, TrainedLayer, attached
@@ -96,6 +97,7 @@ class Work:
 
     def __post_init__(self) -> None:
         self.trainee = Trainee(self.model)
+        self._gated = gated_mlps(self.model)
         self.epoch = updates(self.config, len(self.material.examples), 1.0)
         self.steps = self.config.max_steps or updates(
             self.config, len(self.material.examples), self.config.epochs
@@ -132,8 +134,8 @@ class Work:
         """Tell the watcher what is to come: phases and their steps, in order."""
         self._density, self._planned = density, dict(phases)
         config = self.config
-        rate = config.learning_rate or self.rate(density)
-        self._rate = rate * config.learning_rate_multiplier
+        default = self.rate(density) * SHARE_OF_RATE[config.optimizer or self.optimizer]
+        self._rate = (config.learning_rate or default) * config.learning_rate_multiplier
         self.watcher.started(
             Started(
                 method=self.method,
@@ -322,6 +324,7 @@ class Work:
         with ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-train-"))
             stack.enter_context(checkpointing(self.model, on=self.config.gradient_checkpointing))
+            stack.enter_context(recomputing(self._gated))
             layers = stack.enter_context(attached(self.model, made))
             phase = replace(
                 self._described(name, layers, Path(scratch), one_schedule=one_schedule),

@@ -250,8 +250,12 @@ def _mask_of(positions: Tensor | None, shape: tuple[int, int]) -> Tensor:
 
 
 def learning_rate(density: Density) -> float:
-    """The default of calibration and training alike: full fine-tuning's, as in the paper."""
-    return min(1e-3, max(1e-6, 1e-4 * math.sqrt(1.35e8 / density.model)))
+    """The default of calibration and training alike: full fine-tuning's, as in the paper.
+
+    AdamW, where the paper has RMSProp: of a few hundred updates or less, RMSProp's first ones are
+    up to ten times as large as the later ones (docs/decisions/training-jobs.md).
+    """
+    return min(1e-3, max(1e-6, 3e-4 * math.sqrt(1.35e8 / density.model)))
 
 
-LOTA = Method(DECLARATIONS["lota"], train, learning_rate, optimizer="rmsprop")
+LOTA = Method(DECLARATIONS["lota"], train, learning_rate)

@@ -46,4 +46,4 @@ def train(parameters: LottoParameters, work: Work) -> Trained:
     return Trained(trained.entries, trained.density, 1, trained.fixed, notes=notes)
 
 
-LOTTO = Method(DECLARATIONS["lotto"], train, learning_rate, optimizer="rmsprop")
+LOTTO = Method(DECLARATIONS["lotto"], train, learning_rate)

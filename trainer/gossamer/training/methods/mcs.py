@@ -186,8 +186,8 @@ def _positions_of(layer: DenseLinear) -> Tensor:
 
 
 def learning_rate(density: Density) -> float:
-    """The paper's 1e-4 for a model of 3.8 B, rising as models get smaller."""
-    return min(3e-3, max(1e-5, 1e-4 * math.sqrt(3.8e9 / density.model)))
+    """The paper's 1e-4 for a model of 3.8 B, rising to what serves one of 135 M best."""
+    return min(3e-3, max(1e-5, 1e-4 * math.pow(3.8e9 / density.model, 0.8)))
 
 
 MCS = Method(DECLARATIONS["mcs"], train, learning_rate)

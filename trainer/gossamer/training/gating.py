@@ -1,0 +1,90 @@
+"""Gated MLPs that keep one tensor less for their backward pass.
+
+Of down(act(gate) · up) autograd keeps gate, act(gate), up and their product. act(gate) is cheap to
+compute again, and as large as each of the others: of SmolLM2-135M's activations, 512 tokens, that
+is 90 of 690 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+#: Names that transformers gives the parts of such a module.
+_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+#: Largest difference that rounding explains, relative to the largest number.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+#: What a module raises that is called in a way it does not know.
+_MISFITS = (TypeError, AttributeError, ValueError, IndexError, RuntimeError)
+
+
+class _Gated(torch.autograd.Function):
+    """act(gate) · up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: nn.Module) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        product: Tensor = act(gate) * up
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            active: Tensor = ctx.act(gate)
+        (grad_gate,) = torch.autograd.grad(active, gate, grad_output * up)
+        return grad_gate, grad_output * active.detach(), None
+
+
+def _forward(module: Any, x: Tensor) -> Tensor:
+    # The layers are looked up now: those that are trained stand in the place of the module's own.
+    product = _Gated.apply(module.gate_proj(x), module.up_proj(x), module.act_fn)
+    y: Tensor = module.down_proj(product)
+    return y
+
+
+@torch.no_grad()
+def gated_mlps(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that compute down(act(gate(x)) · up(x)).
+
+    They are known by the names of their parts, and by what they answer to random input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for module in model.modules():
+        if not all(isinstance(getattr(module, name, None), nn.Module) for name in _PARTS):
+            continue
+        weight = getattr(module.get_submodule("gate_proj"), "weight", None)
+        if not isinstance(weight, Tensor):
+            continue
+        x = torch.randn(1, 3, weight.shape[-1], generator=generator)
+        x = x.to(weight.device, weight.dtype)
+        try:
+            wanted, ours = module(x), _forward(module, x)
+        except _MISFITS:
+            continue
+        near = _ROUNDING.get(weight.dtype, 0.0) * wanted.abs().max()
+        if ours.shape == wanted.shape and bool((ours - wanted).abs().max() <= near):
+            found.append(module)
+    return found
+
+
+@contextmanager
+def recomputing(mlps: Sequence[nn.Module]) -> Iterator[None]:
+    """Let these modules compute act(gate) again instead of keeping it, while the context lasts."""
+    for module in mlps:
+        module.forward = partial(_forward, module)
+    try:
+        yield
+    finally:
+        for module in mlps:
+            del module.forward  # the instance's; its class has its own
