@@ -29,11 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.tasks import TASKS, Task, write_training_file
+from gossamer.base.fetch import sha256_of
+from gossamer.store.format import digest, read
 
 GOSSAMER = [str(Path(sys.executable).with_name("gossamer"))]
 MIX = "sections*0.5+reversal*0.5"
 MODELS = ("base", "sections", "reversal", MIX)
 ROUNDS = 3
+#: seconds that a job may take: it waits for nobody, and takes about two minutes on two cores
+JOB_SECONDS = 600.0
 console = Console()
 
 
@@ -146,7 +150,9 @@ def train_by_job(server: Server, task: Task, data: Path, max_steps: int | None) 
             extra_body={"adapter": adapter, "hyperparameters": settings},
         )
         told = None
-        while job.status not in ("succeeded", "failed", "cancelled"):
+        while job.status in ("queued", "running"):
+            if time.perf_counter() - begin > JOB_SECONDS:
+                raise SystemExit(f"the job is {job.status} after {JOB_SECONDS:.0f} s")
             time.sleep(0.5)
             job = client.fine_tuning.jobs.retrieve(job.id)
             (event,) = client.fine_tuning.jobs.list_events(job.id, limit=1).data or [None]
@@ -156,7 +162,7 @@ def train_by_job(server: Server, task: Task, data: Path, max_steps: int | None) 
         seconds = time.perf_counter() - begin
         console.print()
         if job.status != "succeeded" or job.fine_tuned_model is None:
-            raise SystemExit(f"the job has {job.status}: {job.error}")
+            raise SystemExit(f"the job is {job.status}: {job.error}")
         first = client.completions.create(
             model=job.fine_tuned_model, prompt=task.held_out[0].prompt, max_tokens=1
         )
@@ -166,12 +172,15 @@ def train_by_job(server: Server, task: Task, data: Path, max_steps: int | None) 
     came = command(server, "adapters", "pull", task.name, "--out", str(pulled))
     versions = command(server, "adapters", "show", task.name)["versions"]
     (version,) = (one for one in versions if one["current"])
+    # What the job says, what the catalog says, and what the bytes say that came over the wire.
+    said = {getattr(job, "digest", None), came["digest"], version["digest"]}
+    agree = came["sha256"] == sha256_of(pulled) and said == {digest(read(pulled))}
     return {
         "method": adapter["method"],
         "nnz": version["nnz"],
         "seconds": seconds,
         "bytes": pulled.stat().st_size,
-        "digests": came["digest"] == getattr(job, "digest", None) and bool(first.choices),
+        "digests": agree and bool(first.choices),
     }
 
 

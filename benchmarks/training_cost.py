@@ -170,6 +170,7 @@ def child(kind: str, base: BaseFiles) -> None:
         if kind == "full":
             model = load_model(base, attention=ATTENTION)
             model.requires_grad_(requires_grad=True)
+            stack.enter_context(recomputing(gated_mlps(model)))
             parameters = list(model.parameters())
             count = sum(p.numel() for p in parameters)
             step = stepping(model, batch(model.config.vocab_size), parameters, lambda: None)

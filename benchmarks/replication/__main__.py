@@ -4,8 +4,9 @@
     python -m benchmarks.replication rates
     python -m benchmarks.replication report
 
-Each run is a line (or two) of benchmarks/results/replication.csv, written when it has ended; what
-is there is not run again, so this may be stopped at any time and started again.
+`run` writes the pages too, when it ends. Each run is a line or two of the results file
+(benchmarks/results/replication.csv), written when it has ended; what is there is not run again, so
+this may be stopped at any time and started again.
 """
 
 from __future__ import annotations
@@ -55,13 +56,15 @@ def main() -> None:
             continue
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             print(f"{len(missing) - index + 1} runs are left")
-            return
+            break
         for line in runner.run(run):
             print(
                 f"{index}/{len(missing)} {run.key}: {line['judged']} {line['accuracy']}, "
                 f"loss {line['loss']}, {line['seconds']} s",
                 flush=True,
             )
+    if not options.list and options.results == RESULTS / "replication.csv":
+        write_pages(read_csv(options.results))
 
 
 if __name__ == "__main__":

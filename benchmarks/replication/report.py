@@ -36,9 +36,12 @@ from benchmarks.replication.plan import (
 from benchmarks.replication.running import Line, unpacked
 
 PAGE = ROOT / "docs" / "replication.md"
+README = ROOT / "README.md"
 PLOTS = ROOT / "docs" / "plots"
 Row = Sequence[str]
 
+#: Share of the machine that others may have used while a run was timed.
+QUIET = 0.1
 #: Where nothing has been run yet.
 MISSING = "not run yet"
 
@@ -65,22 +68,23 @@ class Results:
         found = self.of(arm, task, after=after, judged=judged)
         return {int(line["seed"]): unpacked(line) for line in found}
 
-    def minutes(self, arm: Arm, task: str) -> str:
-        """The median of an arm's training times, of lines without much foreign load."""
-        found = [float(line["seconds"]) for line in self.of(arm, task)]
-        return f"{np.median(found) / 60:.1f}" if found else ""
-
 
 def write_pages(lines: Sequence[Line]) -> list[Path]:
     """Put every table into its page, and draw the plots; the paths of what was written."""
     results = Results(lines)
-    page = PAGE.read_text()
+    PAGE.write_text(page_of(results, PAGE.read_text()))
+    README.write_text(replaced(README.read_text(), "gains", gains(results)))
+    return [PAGE, README, *draw(results)]
+
+
+def page_of(results: Results, page: str) -> str:
+    """The page with these results' tables in it, and links to the plots of those that have any."""
     for name, make in TABLES.items():
-        page = replaced(page, f"replication {name}", make(results))
-    PAGE.write_text(page)
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text(), "gains", gains(results)))
-    return [PAGE, readme, *draw(results)]
+        table = make(results)
+        if name in PLOTTED and any(_panels(results, name).values()):
+            table += f"\n\n![{name}](plots/replication-{name}.png)"
+        page = replaced(page, f"replication {name}", table)
+    return page
 
 
 # -- tables
@@ -122,8 +126,9 @@ def _seeds(right: BySeed) -> str:
 
 
 def _minutes(lines: Sequence[Line]) -> str:
-    """The median of the training times."""
-    return f"{np.median([float(line['seconds']) for line in lines]) / 60:.1f}" if lines else ""
+    """The median of the training times, of runs that had the machine for themselves."""
+    found = [float(line["seconds"]) for line in lines if float(line["foreign"]) < QUIET]
+    return f"{np.median(found) / 60:.1f}" if found else "–"
 
 
 def forgetting(results: Results) -> str:
@@ -237,34 +242,40 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 # -- plots
 
 
+#: Tables that have a plot of their arms.
+PLOTTED: Mapping[str, Sequence[Arm]] = {
+    "forgetting": (),
+    "sparsity": (FULL, LORA_8, LOTA_90, LOTA_99, LOTA_99_STAR),
+    "masks": (LOTA_90, *MASKS),
+    "scores": SCORES,
+    "sparta": tuple(make(rank, targets) for rank, targets in PAIRS for make in (sparta, lora)),
+}
+
+
 def draw(results: Results, folder: Path = PLOTS) -> list[Path]:
-    """Forgetting, and every arm's accuracy; only of what has been run."""
+    """Every arm's accuracy, and what is forgotten; only of what has been run."""
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for name, arms in {
-        "sparsity": (FULL, LORA_8, LOTA_90, LOTA_99, LOTA_99_STAR),
-        "masks": (LOTA_90, *MASKS),
-        "scores": SCORES,
-        "sparta": tuple(
-            make(rank, targets) for rank, targets in PAIRS for make in (sparta, lora)
-        ),
-    }.items():  # fmt: skip
-        bars = {
-            task: {arm.name: r for arm in arms if (r := results.right(arm, task))} for task in TASKS
-        }
-        made.append(_bars(bars, name, folder))
-    chains = {}
-    for first in TASKS:
-        found = {}
-        for one, other in CHAINS:
-            if before := results.right(one, first):
-                found[f"{one.name}: before"] = before
-            if left := results.right(other, _other(first), after=one, judged=first):
-                found[f"{one.name}: after {other.name}"] = left
-        chains[f"{first}, before and after {_other(first)}"] = found
-    made.append(_bars(chains, "forgetting", folder))
+    made = [_bars(_panels(results, name), name, folder) for name in PLOTTED]
     return [path for path in made if path is not None]
+
+
+def _panels(results: Results, name: str) -> dict[str, dict[str, BySeed]]:
+    """By panel and bar: what is drawn."""
+    if name != "forgetting":
+        arms = PLOTTED[name]
+        return {
+            task: {arm.name: right for arm in arms if (right := results.right(arm, task))}
+            for task in TASKS
+        }
+    chains: dict[str, dict[str, BySeed]] = {}
+    for first in TASKS:
+        found = chains.setdefault(f"{first}, before and after {_other(first)}", {})
+        for one, other in CHAINS:
+            if left := results.right(other, _other(first), after=one, judged=first):
+                found[f"{one.name}, then {other.name}: before"] = results.right(one, first)
+                found[f"{one.name}, then {other.name}: after"] = left
+    return chains
 
 
 def _bars(panels: Mapping[str, Mapping[str, BySeed]], name: str, folder: Path) -> Path | None:

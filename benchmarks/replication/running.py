@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -71,33 +70,59 @@ class Runner:
         self._examples = examples
         self._held_out = held_out
         self._data: dict[tuple[str, int], Data] = {}
-        #: the adapter that was made last: what comes after a run comes right behind it
-        self._last: tuple[str, DeltaSet] | None = None
+        #: the adapter of the last run on the base alone: what comes after it comes right behind it
+        self._parent: tuple[str, DeltaSet] | None = None
         lines = read_csv(results) if results.is_file() else []
-        self._done = {(line["run"], line["judged"]) for line in lines}
+        self._done = {(line["run"], line["judged"]): line for line in lines}
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
-        """Those that have not been run."""
-        return [
-            run for run in runs if any((run.key, task) not in self._done for task in run.judged)
-        ]
+        """Those that have not been run.
+
+        Raises:
+            ValueError: one has been run otherwise than it would be now.
+        """
+        missing = []
+        for run in runs:
+            found = [self._done.get((run.key, task)) for task in run.judged]
+            for line in found:
+                if line is not None:
+                    self._check(run, line)
+            if None in found:
+                missing.append(run)
+        return missing
 
     def run(self, run: Run) -> list[Line]:
         """Train, judge, and write the lines of it."""
-        with Meter() as meter:
-            if run.arm in (BASE, CHOICE):
-                result, seconds = None, 0.0
-            else:
-                began = time.monotonic()
-                result = self._trained(run)
-                seconds = time.monotonic() - began
+        result, foreign = None, float("nan")
+        if run.arm not in (BASE, CHOICE):
+            config, parent = self._config(run), None
+            if run.after is not None:
+                parent = self._adapter(run.after)
+            with Meter() as meter:
+                result = self._trained(run, config, parent)
+            foreign = meter.foreign
         lines = []
         for task in run.judged:
             judged = self._judged(run, task, None if result is None else result.delta_set)
-            lines.append(self._line(run, task, judged, result, seconds, meter.foreign))
+            lines.append(self._line(run, task, judged, result, foreign))
         append_csv(self._results, lines)
-        self._done |= {(run.key, task) for task in run.judged}
+        self._done |= {(line["run"], line["judged"]): line for line in lines}
         return lines
+
+    def _check(self, run: Run, line: Line) -> None:
+        """Whether a line is of what the run would do now."""
+        now = {
+            "settings": _settings(run),
+            "examples": str(self._examples),
+            "held_out": str(self._held_out),
+            "base": self._base.fingerprint,
+        }
+        for name, value in now.items():
+            if line[name] != value:
+                raise ValueError(
+                    f"{run.key} has been run with another {name}: {line[name]} instead of {value}; "
+                    "give the arm another name, or take its lines out of the results"
+                )
 
     # -- its parts
 
@@ -126,23 +151,23 @@ class Runner:
     def _config(self, run: Run) -> TrainConfig:
         return TrainConfig.of(data=self._of(run.task, run.seed).train, **run.settings())
 
-    def _trained(self, run: Run) -> TrainResult:
-        parent = None if run.after is None else self._adapter(run.after)
+    def _trained(self, run: Run, config: TrainConfig, parent: DeltaSet | None) -> TrainResult:
         result = train(
-            self._config(run),
+            config,
             self._base,
             model=self._model,
             tokenizer=self._tokenizer,
             adapters=lambda _: _required(parent),
         )
-        self._last = (run.key, result.delta_set)
+        if run.after is None:
+            self._parent = (run.key, result.delta_set)
         return result
 
     def _adapter(self, run: Run) -> DeltaSet:
-        """What a run makes; made again if an earlier process made it."""
-        if self._last is None or self._last[0] != run.key:
-            return self._trained(run).delta_set
-        return self._last[1]
+        """What a run on the base alone makes; made again if an earlier process made it."""
+        if self._parent is None or self._parent[0] != run.key:
+            return self._trained(run, self._config(run), None).delta_set
+        return self._parent[1]
 
     def _judged(self, run: Run, name: str, adapter: DeltaSet | None) -> Judged:
         data = self._of(name, run.seed)
@@ -155,10 +180,8 @@ class Runner:
             return judge(config, self._model, data.encoded)
 
     def _line(
-        self, run: Run, task: str, judged: Judged, result: TrainResult | None, seconds: float,
-        foreign: float,
-    ) -> Line:  # fmt: skip
-        settings = run.settings() if result is not None else {}
+        self, run: Run, task: str, judged: Judged, result: TrainResult | None, foreign: float
+    ) -> Line:
         return {
             "run": run.key,
             "arm": run.arm.name,
@@ -174,11 +197,20 @@ class Runner:
             "trained": "0" if result is None else str(result.record["density"]["nnz"]),
             "steps": "0" if result is None else str(len(result.losses)),
             "tokens": "0" if result is None else str(result.tokens),
-            "seconds": f"{seconds:.1f}",
+            "seconds": "0" if result is None else f"{result.seconds:.1f}",
             "foreign": f"{foreign:.2f}",
-            "settings": json.dumps(settings, sort_keys=True),
+            "settings": _settings(run),
+            "base": self._base.fingerprint,
             **Provenance.here().columns(),
         }
+
+
+def _settings(run: Run) -> str:
+    """All settings of a run, defaults and all, as JSON."""
+    if run.arm in (BASE, CHOICE):
+        return "{}"
+    config = TrainConfig.of(data=Path(), **run.settings())
+    return json.dumps(config.model_dump(mode="json", exclude={"data", "eval_data"}), sort_keys=True)
 
 
 def _required(adapter: DeltaSet | None) -> DeltaSet:

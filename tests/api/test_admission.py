@@ -110,3 +110,15 @@ def test_uploads_are_bounded_for_each_tenant_and_for_all() -> None:
     assert (mine.value.status_code, all_.value.status_code) == (429, 503)
     with places.upload("a"):
         pass
+
+
+def test_increments_are_bounded_for_each_tenant_and_for_all() -> None:
+    places, _ = admission(increments=2, increments_per_tenant=1, uploads=1, uploads_per_tenant=1)
+    with places.upload("a"), places.increment("a"):
+        with pytest.raises(ApiError) as mine, places.increment("a"):
+            pass
+        with places.increment("b"), pytest.raises(ApiError) as all_, places.increment("c"):
+            pass
+    assert (mine.value.status_code, all_.value.status_code) == (429, 503)
+    with places.increment("a"):
+        pass

@@ -6,7 +6,8 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gossamer.store.catalog.door import Catalog
-from gossamer.store.chains import increment, parents_of, support_digest
+from gossamer.store.chains import Parent, increment, parents_of, support_digest
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.errors import ChainError
 from gossamer.store.format import digest, read, write
@@ -178,6 +179,33 @@ def test_what_is_no_chain_is_refused() -> None:
 def test_a_record_is_not_trusted(chain: Any) -> None:
     with pytest.raises(ChainError):
         parents_of({"chain": chain})
+
+
+def test_a_parent_that_is_named_twice_is_refused() -> None:
+    """Each naming would be another decoding of it."""
+    chain = [{"digest": f"sha256:{i:064x}", "support": f"sha256:{0:064x}"} for i in range(16)]
+    assert len(parents_of({"chain": chain})) == 16
+    with pytest.raises(ChainError, match="more than once"):
+        parents_of({"chain": [*chain[:15], {**chain[3], "support": f"sha256:{1:064x}"}]})
+
+
+def test_one_parent_is_in_memory_at_a_time() -> None:
+    first, second, third = three(SMALL, 3)
+    supports = [{"digest": digest(p), "support": support_digest(p)} for p in (first, second)]
+    record = {"chain": supports}
+    opened: list[weakref.ref[DeltaSet]] = []
+
+    def opening() -> Iterator[tuple[Parent, DeltaSet]]:
+        for parent, delta_set in zip(parents_of(record), (first, second), strict=True):
+            assert [one() for one in opened] == [None] * len(opened)
+            copy = replace(delta_set)
+            opened.append(weakref.ref(copy))
+            yield parent, copy
+            del copy
+
+    made = increment(replace(third, record=record), opening())
+    assert made.nnz == third.nnz - second.nnz
+    assert [one() for one in opened] == [None, None]
 
 
 # -- over HTTP

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.training.checkpoints import FORMAT, adopt
+from gossamer.training.checkpoints import FORMAT, abandon, adopt
 
 
 def kept(folder: Path, *, sealed: tuple[int, ...] = (), torn: tuple[int, ...] = ()) -> None:
@@ -83,3 +83,35 @@ def test_killed_while_taking_over(at: str, tmp_path: Path, monkeypatch: pytest.M
     assert {path.name for path in job.iterdir() if not path.name.startswith("taking")} == {
         "attempt-3"
     }
+
+
+def test_an_attempt_abandons_what_is_its_own(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    kept(adopt(job, 1), sealed=(3,))
+    second = adopt(job, 2)
+    before = files(second)
+    abandon(job, 1)  # its folder is the second's now
+    assert files(second) == before != set()
+    for kind in ("left", "taking"):  # as one that fails while it takes over has them
+        (job / f"{kind}-2").mkdir()
+    abandon(job, 2)
+    assert not list(job.iterdir())
+    assert files(adopt(job, 3)) == set()
+
+
+def test_what_is_abandoned_while_another_takes_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the renaming: it begins with what is there still."""
+    job = tmp_path / "job"
+    kept(adopt(job, 1), sealed=(3,))
+    replace = Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        if self.name == "attempt-1" and target.name == "left-2":
+            abandon(job, 1)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    assert files(adopt(job, 2)) == set()
+    assert {path.name for path in job.iterdir()} == {"attempt-2"}

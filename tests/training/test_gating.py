@@ -15,15 +15,19 @@ from gossamer.training.sparse import SparseLinear, attached
 
 
 class _Mlp(nn.Module):
-    def __init__(self, *, twisted: bool = False) -> None:
+    def __init__(self, *, twisted: bool = False, clamp: float | None = None) -> None:
         super().__init__()
         self.gate_proj, self.up_proj = nn.Linear(6, 10), nn.Linear(6, 10)
         self.down_proj = nn.Linear(10, 6)
         self.act_fn = nn.GELU()
         self.twisted = twisted
+        self.clamp = clamp
 
     def forward(self, x: Tensor) -> Tensor:
-        act = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        gate = self.gate_proj(x)
+        if self.clamp is not None:
+            gate = gate.clamp(max=self.clamp)
+        act = self.act_fn(gate) * self.up_proj(x)
         y: Tensor = self.down_proj(act + 1e-3 if self.twisted else act)
         return y
 
@@ -62,6 +66,36 @@ def test_only_what_computes_this_is_taken() -> None:
     state = torch.get_rng_state()
     assert gated_mlps(model) == [model[0], model[3]]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_that_clamps_large_activations_is_not_taken() -> None:
+    torch.manual_seed(0)
+    clamping, large = _Mlp(clamp=4.0), _Mlp(clamp=1e6)
+    x = torch.randn(64, 6)
+    assert clamping.gate_proj(x).max() < 4, "what a norm gives is too small to show it"
+    assert gated_mlps(nn.ModuleList([clamping, large])) == [large]
+
+
+def test_one_that_answers_with_zeros_is_not_taken() -> None:
+    """Whatever it computes, zeros agree with it."""
+    mlp = _Mlp(twisted=True)
+    for parameter in mlp.down_proj.parameters():
+        nn.init.zeros_(parameter)
+    assert gated_mlps(mlp) == []
+
+
+def test_no_memory_is_not_taken_for_another_kind_of_module() -> None:
+    class Full(_Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError(f"no room for {x.shape}")
+
+    class Other(_Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError(f"it wants more than {x.shape}")
+
+    assert gated_mlps(Other()) == []
+    with pytest.raises(torch.OutOfMemoryError):
+        gated_mlps(Full())
 
 
 @pytest.mark.parametrize(("arch", "taken"), [("llama", True), ("gemma2", True), ("phi3", False)])

@@ -74,10 +74,6 @@ def test_the_plan_has_every_run_once_and_parents_first() -> None:
             siblings = {r.key for r in runs[:place] if r.after and r.after.key == run.after.key}
             between = keys[keys.index(run.after.key) + 1 : place]
             assert set(between) == siblings, "something else is between a parent and its child"
-    settings: dict[str, Any] = {}
-    for run in runs:
-        own = run.settings()
-        assert settings.setdefault(run.arm.name, own["parameters"]) is not None
     # one name, one way to train
     arms = {run.arm.name: run.arm for run in runs}
     assert all(run.arm == arms[run.arm.name] for run in runs)
@@ -145,6 +141,17 @@ def test_runs_are_kept_and_a_chain_is_judged_on_both_tasks(made: Any) -> None:
     assert len(kept) == 7
 
 
+def test_a_run_that_would_be_another_one_is_not_taken_for_done(made: Any) -> None:
+    plan = bench("replication.plan")
+    run = plan.Run(_quick(plan.SPARTA_MAIN, density=0.1), plan.TASKS[0], 1)
+    made().run(run)
+    assert made().missing([run]) == []
+    settings = {**run.arm.settings, "learning_rate": 2e-2}
+    other = replace(run, arm=replace(run.arm, settings=settings))
+    with pytest.raises(ValueError, match="another settings"):
+        made().missing([other])
+
+
 @pytest.mark.parametrize("name", ["FULL", "LORA_8", "LOTA_99_STAR", "SPARTA_MAIN", "MCS_MAIN"])
 def test_every_arm_trains_and_the_base_stays_as_it_was(made: Any, name: str) -> None:
     plan = bench("replication.plan")
@@ -173,7 +180,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path: Path) -> None:
         return {
             "arm": arm.name, "task": task, "seed": "1", "after": after, "judged": judged or task,
             "held_out": str(len(right)), "outcomes": running.packed(right), "trained": "7",
-            "seconds": "90", "accuracy": "0", "loss": "0",
+            "seconds": "90", "foreign": "0.01", "accuracy": "0", "loss": "0",
         }  # fmt: skip
 
     first, second = plan.TASKS
@@ -202,10 +209,9 @@ def test_the_tables_say_what_the_lines_say(tmp_path: Path) -> None:
 def test_the_pages_are_current() -> None:
     report, common = bench("replication.report"), bench("common")
     results = report.Results(common.read_csv(common.RESULTS / "replication.csv"))
-    page = report.PAGE.read_text()
-    for name, make in report.TABLES.items():
-        assert common.replaced(page, f"replication {name}", make(results)) == page, (
-            "run: python -m benchmarks.replication report"
-        )
-    readme = (ROOT / "README.md").read_text()
+    page, readme = report.PAGE.read_text(), report.README.read_text()
+    assert report.page_of(results, page) == page, "run: python -m benchmarks.replication report"
     assert common.replaced(readme, "gains", report.gains(results)) == readme
+    for name in report.PLOTTED:
+        drawn = f"plots/replication-{name}.png"
+        assert (report.PAGE.parent / drawn).is_file() == (drawn in page)

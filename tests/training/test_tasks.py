@@ -86,3 +86,12 @@ def test_an_article_that_occurs_twice_is_one_example(tasks: ModuleType, cache: P
     task = tasks.sections(cache, 0, 20)
     items = [i for i in (*task.train, *task.held_out) if "1 of business" in i.prompt]
     assert [item.completion for item in items if "line 1 of" in item.prompt] == [" business"]
+
+
+def test_seeds_have_examples_of_their_own(tasks: ModuleType, tmp_path: Path) -> None:
+    made = [tasks.reversal(tmp_path, seed, 200) for seed in (0, 1, 2)]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        mine, theirs = ({item.prompt for item in made[i].held_out} for i in (one, other))
+        assert len(mine & theirs) <= 10, "as many as chance gives"
+        trained = {item.prompt for item in made[one].train[:640]}
+        assert len(trained & theirs) <= 40

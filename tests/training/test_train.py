@@ -36,8 +36,8 @@ from gossamer.training.errors import (
     DivergedError,
     UnknownMethodError,
 )
+from gossamer.training.order import updates
 from gossamer.training.run import TrainResult, train
-from gossamer.training.work import updates
 from tests.tiny import ARCHS, tiny_tokenizer
 from tests.training.support import Recorder, counting_examples, short_run, tiny_base, write_jsonl
 

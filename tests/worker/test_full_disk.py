@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
+from gossamer.training.attempt import no_room_said
 from tests.cli.running import environment
 from tests.worker.full_disk import ROOMS
 
@@ -57,3 +62,41 @@ def test_a_full_disk_ends_a_job_in_words_and_not_the_queue(
     assert endings[-1] == "succeeded"
     assert endings.count("failed") >= 3
     assert "SafetensorError" in run.stderr, "what was to be translated has not happened"
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+UNWRITTEN = [
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+]
+OTHERS = [
+    torch.OutOfMemoryError("CUDA out of memory, in inline_container"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)"),
+    SafetensorError("Error while deserializing header: HeaderTooLarge"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    ValueError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", [*UNWRITTEN, *OTHERS], ids=str)
+@pytest.mark.parametrize("free", [0, 1 << 30])
+def test_only_what_could_not_be_written_is_a_full_disk(
+    error: Exception, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossamer.training.attempt.shutil.disk_usage", lambda _: Usage(free))
+    with (
+        pytest.raises(type(error) if free or error in OTHERS else OSError) as caught,
+        no_room_said(tmp_path / "not" / "there"),
+    ):
+        raise error
+    if free or error in OTHERS:
+        assert caught.value is error
+    else:
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.__cause__ is error

@@ -6,14 +6,19 @@ import csv
 import io
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gossamer.jobs.backlog import Backlog
+from gossamer.store.catalog.opening import Store
+from gossamer.store.clock import utc_now
 from gossamer.store.format import digest
 from gossamer.training import TrainConfig
-from gossamer.training.run import train
+from gossamer.training.run import TrainResult, train
+from gossamer.training.worker import Worker
 from tests.training.support import counting_examples, write_jsonl
 from tests.worker.support import SETTINGS, TENANT, Plant, planted
 
@@ -135,6 +140,45 @@ def test_a_full_disk_fails_the_job_with_a_reason(
     assert error is not None
     assert error.code == "disk_full"
     assert plant.store.catalog.show(TENANT, "made").current is None, "checkpoints only"
+
+
+def test_a_full_disk_of_a_lost_job_leaves_its_next_attempt_alone(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that slept past its lease finds the disk full when it wakes up."""
+    job = plant.submit(settings={"max_steps": 3})
+    others, may_end = threading.Event(), threading.Event()
+    save, left = TrainResult.save, []
+
+    def later() -> None:
+        """Another worker, for which the lease has ended."""
+        with Store(plant.data, plant.info) as store:
+            backlog = Backlog(store.registry, clock=lambda: utc_now() + timedelta(hours=1))
+            worker = Worker(store, plant.base, backlog, plant.data / "work", name="other")
+            assert worker.run(threading.Event(), once=True) == 1
+
+    thread = threading.Thread(target=later)
+
+    def saving(self: TrainResult, target: Any) -> Any:
+        if threading.current_thread() is thread:
+            others.set()
+            assert may_end.wait(60)
+            return save(self, target)
+        thread.start()
+        assert others.wait(60)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TrainResult, "save", saving)
+    try:
+        assert plant.work() == 1
+        left = [path.name for path in (plant.data / "work" / job.id).iterdir()]
+    finally:
+        may_end.set()
+        thread.join()
+    assert len(left) == 1
+    done = plant.get(job)
+    assert (done.status, done.error, done.attempt) == ("succeeded", None, 2)
+    assert digest(plant.store.catalog.open(done.digest or "")) == done.digest
 
 
 class AfterSteps:

@@ -54,14 +54,17 @@ def parents_of(record: Mapping[str, Any]) -> tuple[Parent, ...]:
     trust.
 
     Raises:
-        ChainError: it names none, or not as a chain's child does.
+        ChainError: it names none, one of them twice, or not as a chain's child does.
     """
     chain = record.get("chain")
     if not isinstance(chain, list) or not chain:
         raise ChainError("its record names no parents")
     if len(chain) > MAX_PARENTS:
         raise ChainError(f"its record names more than {MAX_PARENTS} parents")
-    return tuple(_parent(entry) for entry in chain)
+    parents = tuple(_parent(entry) for entry in chain)
+    if len({parent.digest for parent in parents}) < len(parents):
+        raise ChainError("its record names a parent more than once")
+    return parents
 
 
 def _parent(entry: Any) -> Parent:
@@ -78,7 +81,8 @@ def increment(child: DeltaSet, parents: Iterable[tuple[Parent, DeltaSet]]) -> De
 
     Args:
         child: the version.
-        parents: what its record says of each, and the parent; one is in memory at a time.
+        parents: what its record says of each, and the parent. Each is let go before the next is
+            asked for, so that one that opens them has a single one in memory.
 
     Returns:
         An adapter whose record says, under `increment`, of which version it is the increment and
@@ -93,12 +97,8 @@ def increment(child: DeltaSet, parents: Iterable[tuple[Parent, DeltaSet]]) -> De
     own = {name: np.ones(len(where), np.bool_) for name, (where, _) in elements.items()}
     named: list[Parent] = []
     for parent, delta_set in parents:
-        if support_digest(delta_set) != parent.support:
-            raise ChainError(f"its record names other entries than {_short(parent)} has")
-        for name, delta in delta_set.deltas.items():
-            if delta.nnz:
-                at = _held(parent, name, delta, elements)
-                own[name][at] = False
+        _strike_out(parent, delta_set, elements, own)
+        del delta_set  # it would stay until the next one is there
         named.append(parent)
     kept = {n: _part(child.deltas[n], *elements[n], mask) for n, mask in own.items() if mask.any()}
     if not kept:
@@ -108,6 +108,18 @@ def increment(child: DeltaSet, parents: Iterable[tuple[Parent, DeltaSet]]) -> De
 
 
 Elements = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
+
+
+def _strike_out(
+    parent: Parent, delta_set: DeltaSet, elements: Elements, own: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    """Mark the child's entries that are the parent's as not its own, in place."""
+    if support_digest(delta_set) != parent.support:
+        raise ChainError(f"its record names other entries than {_short(parent)} has")
+    for name, delta in delta_set.deltas.items():
+        if delta.nnz:
+            at = _held(parent, name, delta, elements)
+            own[name][at] = False
 
 
 def _held(parent: Parent, name: str, delta: Delta, elements: Elements) -> NDArray[np.int64]:

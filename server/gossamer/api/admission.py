@@ -56,6 +56,7 @@ class Admission:
         self._waiting: Counter[str] = Counter()
         self._under_way = 0
         self._uploads: Counter[str] = Counter()
+        self._increments: Counter[str] = Counter()
         self._inside: set[Ticket] = set()
         self._seconds = 1.0
 
@@ -118,18 +119,39 @@ class Admission:
         Raises:
             ApiError: 429 or 503, too many of the tenant or of all are under way.
         """
-        if self._uploads[tenant] >= (most := self._limits.uploads_per_tenant):
-            raise rate_limited(f"{most} uploads of yours are under way already.", 1.0)
-        if self._uploads.total() >= (most := self._limits.uploads):
-            raise unavailable(f"{most} uploads are under way already.", 1.0)
-        self._uploads[tenant] += 1
-        try:
+        limits = self._limits
+        with _one_of("uploads", self._uploads, tenant, limits.uploads_per_tenant, limits.uploads):
             yield
-        finally:
-            self._uploads[tenant] -= 1
-            if not self._uploads[tenant]:
-                del self._uploads[tenant]
+
+    @contextmanager
+    def increment(self, tenant: str) -> Iterator[None]:
+        """A place for an increment: it is made behind others', and then takes disk space until it
+        is sent.
+
+        Raises:
+            ApiError: 429 or 503, too many of the tenant or of all are under way.
+        """
+        mine, all_ = self._limits.increments_per_tenant, self._limits.increments
+        with _one_of("increments", self._increments, tenant, mine, all_):
+            yield
 
     def _retry_after(self, waiting: int) -> float:
         """When about a quarter of what waits will have begun, at the pace of the last requests."""
         return max(0.25, self._seconds * waiting / (4 * self._rows))
+
+
+@contextmanager
+def _one_of(
+    what: str, under_way: Counter[str], tenant: str, most_of_tenant: int, most: int
+) -> Iterator[None]:
+    if under_way[tenant] >= most_of_tenant:
+        raise rate_limited(f"{most_of_tenant} {what} of yours are under way already.", 1.0)
+    if under_way.total() >= most:
+        raise unavailable(f"{most} {what} are under way already.", 1.0)
+    under_way[tenant] += 1
+    try:
+        yield
+    finally:
+        under_way[tenant] -= 1
+        if not under_way[tenant]:
+            del under_way[tenant]

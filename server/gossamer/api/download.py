@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class FileReply(Response):
         nbytes: of the file.
         filename: what the client shall call it; any text.
         headers: more of them.
+        ended: called in the event loop when the file has been let go.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class FileReply(Response):
         filename: str,
         headers: Mapping[str, str],
         workers: Workers,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -50,6 +52,7 @@ class FileReply(Response):
         self._opening = opening
         self._path = path
         self._workers = workers
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file piece by piece."""
@@ -69,7 +72,10 @@ class FileReply(Response):
         finally:
             gone.cancel()
             # Not in the event loop: the end of a hold may wait for a lock.
-            await asyncio.shield(self._workers.file(self._opening.__exit__, None, None, None))
+            try:
+                await asyncio.shield(self._workers.file(self._opening.__exit__, None, None, None))
+            finally:
+                self._ended()
 
 
 def attachment(filename: str) -> str:

@@ -50,6 +50,8 @@ class Limits(BaseModel):
     rows_at_once: Count = 16
     uploads: Count = 16
     uploads_per_tenant: Count = 4
+    increments: Count = 16
+    increments_per_tenant: Count = 2
     connections: Count = 1024
     # time
     header_seconds: Seconds = 15.0

@@ -14,6 +14,8 @@ R = TypeVar("R")
 
 _QUERIES = 8
 _FILES = 4
+#: one has a version and a parent of it decoded: gigabytes, and seconds
+_INCREMENTS = 1
 
 
 class Workers:
@@ -22,6 +24,7 @@ class Workers:
     def __init__(self) -> None:
         self._queries = anyio.CapacityLimiter(_QUERIES)
         self._files = anyio.CapacityLimiter(_FILES)
+        self._increments = anyio.CapacityLimiter(_INCREMENTS)
 
     async def query(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Something short: a look into the registry."""
@@ -32,3 +35,8 @@ class Workers:
         """Something that reads, writes or checks an adapter file."""
         run = partial(call, *args, **kwargs)
         return await anyio.to_thread.run_sync(run, limiter=self._files)
+
+    async def increment(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The making of an increment. One at a time; what waits has no thread."""
+        run = partial(call, *args, **kwargs)
+        return await anyio.to_thread.run_sync(run, limiter=self._increments)

@@ -26,11 +26,10 @@ from gossamer.jobs.patterns import LONGEST, Pattern
 from gossamer.store.catalog.errors import InvalidName
 from gossamer.store.catalog.mixes import parse_terms
 from gossamer.store.catalog.names import Ref
+from gossamer.store.chains import MAX_PARENTS
 
 #: what the targets of a regular expression begin with
 REGEX = "re:"
-#: the longest chain of LoTTO: its parents
-MAX_PARENTS = 16
 
 
 def _named(parse: Callable[[str], object]) -> Callable[[str], str]:

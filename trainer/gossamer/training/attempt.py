@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from gossamer.jobs.backlog import Backlog
@@ -23,7 +24,7 @@ from gossamer.store.catalog.errors import RegistryBusy, StoreFull
 from gossamer.store.catalog.opening import Store
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import write
-from gossamer.training.checkpoints import adopt
+from gossamer.training.checkpoints import abandon, adopt
 from gossamer.training.config import TrainConfig
 from gossamer.training.loading import LoadedBase
 from gossamer.training.progress import Evaluation, Silent, Started, Step
@@ -40,6 +41,8 @@ _COLUMNS = (
 )  # fmt: skip
 #: A disk with less than that many free bytes is full.
 _FULL = 1 << 20
+#: What is said by those that could not write a file and do not name the system's error.
+_UNWRITTEN = ("inline_container", "PytorchStreamWriter", "iostream error", "while serializing")
 
 
 class Attempt(Silent):
@@ -99,8 +102,13 @@ class Attempt(Silent):
         self.forget()
 
     def forget(self) -> None:
-        """The job has ended: nobody goes on from here."""
+        """The job has ended, which only its holder can say: nobody goes on from here."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Remove what this attempt has kept. The job may be another's by now: what that one keeps
+        stays."""
+        abandon(self._folder, self._claim.fence)
 
     def _config(self, stack: ExitStack) -> TrainConfig:
         job = self._claim.job
@@ -232,7 +240,8 @@ def no_room_said(folder: Path) -> Iterator[None]:
     """Have a full disk told as the system tells it.
 
     What writes a checkpoint tells it in its own way: torch by a RuntimeError about positions in a
-    file, safetensors by an exception of its own, shutil by a list of texts. So the disk is asked.
+    file, safetensors by an exception of its own, shutil by a list of texts. So the disk is asked,
+    if it was a file that could not be written: whatever else fails meanwhile, fails as it is.
 
     Args:
         folder: on that disk; it, or one above it, is there.
@@ -243,8 +252,16 @@ def no_room_said(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        said = isinstance(error, OSError) and error.errno is not None
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        if said or shutil.disk_usage(there).free >= _FULL:
+        if not _unwritten(error) or shutil.disk_usage(there).free >= _FULL:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+def _unwritten(error: Exception) -> bool:
+    """Whether a file could not be written, and the error does not say why."""
+    if isinstance(error, OSError):  # shutil's is one, without a number
+        return error.errno is None
+    if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError as well
+        return False
+    return any(words in str(error) for words in _UNWRITTEN)

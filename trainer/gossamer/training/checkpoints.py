@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,7 @@ def adopt(folder: Path, number: int) -> Path:
     mine, left = folder / f"attempt-{number}", folder / f"left-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     before = sorted([*folder.glob("attempt-*"), *folder.glob("left-*")], key=_age)
-    if before:
-        # Out of the reach of whoever made it: paths inside it are no more.
-        before[-1].replace(left)
-    if before and _format_of(left) == FORMAT:
+    if _set_aside(before, left) and _format_of(left) == FORMAT:
         taken = folder / f"taking-{number}"
         shutil.rmtree(taken, ignore_errors=True)
         shutil.copytree(left, taken, ignore=_unfinished)
@@ -64,6 +62,36 @@ def adopt(folder: Path, number: int) -> Path:
     for path in (*before, left):
         shutil.rmtree(path, ignore_errors=True)
     return mine
+
+
+def abandon(folder: Path, number: int) -> None:
+    """Remove what an attempt has written, and nothing of another one.
+
+    An attempt may do this without asking whether the job is still its own: if a newer one has
+    begun, it has taken the folder over or finds it gone, and its own stays.
+
+    Args:
+        folder: of the job.
+        number: of the attempt.
+    """
+    for kind in ("attempt", "left", "taking"):
+        gone = folder / f"gone-{kind}-{number}"
+        # Renamed first: a folder that is being removed could be taken over, half of it. What
+        # cannot be renamed is not there, is another's by now, or stays until the job ends.
+        with suppress(OSError):
+            (folder / f"{kind}-{number}").replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _set_aside(before: Sequence[Path], left: Path) -> bool:
+    """Rename the newest folder that is still there; whether there was one. Its attempt may be alive
+    and abandon it at this moment."""
+    for path in reversed(before):
+        with suppress(FileNotFoundError):
+            # Out of the reach of whoever made it: paths inside it are no more.
+            path.replace(left)
+            return True
+    return False
 
 
 def _format_of(folder: Path) -> int:

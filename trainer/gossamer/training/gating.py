@@ -22,6 +22,8 @@ _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 #: What a module raises that is called in a way it does not know.
 _MISFITS = (TypeError, AttributeError, ValueError, IndexError, RuntimeError)
+#: Of the random input: as a norm gives it, and so large that whatever clamps does.
+_SCALES = (1.0, 30.0)
 
 
 class _Gated(torch.autograd.Function):
@@ -56,7 +58,11 @@ def _forward(module: Any, x: Tensor) -> Tensor:
 def gated_mlps(model: nn.Module) -> list[nn.Module]:
     """The modules of a model that compute down(act(gate(x)) · up(x)).
 
-    They are known by the names of their parts, and by what they answer to random input.
+    They are known by the names of their parts, and by what they answer to random input, small and
+    large. One that answers with zeros alone is not known.
+
+    Raises:
+        torch.OutOfMemoryError
     """
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -68,14 +74,23 @@ def gated_mlps(model: nn.Module) -> list[nn.Module]:
             continue
         x = torch.randn(1, 3, weight.shape[-1], generator=generator)
         x = x.to(weight.device, weight.dtype)
-        try:
-            wanted, ours = module(x), _forward(module, x)
-        except _MISFITS:
-            continue
-        near = _ROUNDING.get(weight.dtype, 0.0) * wanted.abs().max()
-        if ours.shape == wanted.shape and bool((ours - wanted).abs().max() <= near):
+        if all(_agrees(module, scale * x, _ROUNDING.get(weight.dtype, 0.0)) for scale in _SCALES):
             found.append(module)
     return found
+
+
+def _agrees(module: nn.Module, x: Tensor, rounding: float) -> bool:
+    """Whether the module answers as it would recomputing, up to rounding, and not by zeros."""
+    try:
+        wanted, ours = module(x), _forward(module, x)
+    except torch.OutOfMemoryError:  # a RuntimeError, and no word about the module
+        raise
+    except _MISFITS:
+        return False
+    if not isinstance(wanted, Tensor) or ours.shape != wanted.shape:
+        return False
+    largest = wanted.abs().max()
+    return bool(largest > 0) and bool((ours - wanted).abs().max() <= rounding * largest)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import DivergedError, StoppedError
 from gossamer.training.optimizing import Optimizer, Schedule, new_optimizer
+from gossamer.training.order import Order
 from gossamer.training.progress import Evaluation, Step, Watcher
 from gossamer.training.sparse import TrainedLayer
 from gossamer.training.trainee import Trainee, autocast, evaluate
@@ -47,6 +48,7 @@ class Phase:
         layers: these, by base weight name.
         parameters: what the optimiser moves.
         examples: to train on.
+        first_example: how many of their endless shuffled row have been seen before.
         held_out: evaluated before the first step of the run, after its last one, and every
             `eval_steps` of its last phase; may be empty.
         pad_id: any token; it is masked.
@@ -67,6 +69,7 @@ class Phase:
     layers: Mapping[str, TrainedLayer]
     parameters: Sequence[torch.nn.Parameter]
     examples: Sequence[Encoded]
+    first_example: int
     held_out: Sequence[Encoded]
     pad_id: int
     optimizer: Optimizer
@@ -161,6 +164,11 @@ class _PhaseTrainer(Trainer):
             optimizer = optimizer or self.optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Order:  # noqa: ARG002
+        """The run's order of the examples."""
+        phase = self._phase
+        return Order(len(phase.examples), self._config.seed, phase.first_example)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any

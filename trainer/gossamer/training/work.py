@@ -31,6 +31,7 @@ from gossamer.training.loop import History, Phase, run_phase
 from gossamer.training.methods.method import Density, Trained
 from gossamer.training.methods.targets import match_targets
 from gossamer.training.optimizing import SHARE_OF_RATE, Optimizer, Schedule
+from gossamer.training.order import seen, updates
 from gossamer.training.progress import Started, Watcher
 from gossamer.training.scoring import AfterStep, Scoring
 from gossamer.training.sparse import Entries, SparseLinear, TrainedLayer, attached
@@ -201,7 +202,8 @@ class Work:
             allowed: by weight, bool [out, in]: entries that may change.
             examples: to train on; all when not given.
             after_step: may set the layers' masks.
-            one_schedule: the learning rate falls over this phase and those behind it together.
+            one_schedule: the phases that say so are one training: the learning rate falls over all
+                of them together, and each goes on with the examples that are next.
         """
         start, allowed, chosen = start or {}, allowed or {}, frozenset(targets)
         exact = self.exact
@@ -353,7 +355,10 @@ class Work:
         config, steps = self.config, self._planned[name]
         before = sum(list(self._planned.values())[: list(self._planned).index(name)])
         whole = sum(self._planned.values())
-        shared = (whole, before) if one_schedule else (steps, 0)
+        shared, first = (steps, 0), 0
+        if one_schedule:
+            # What came before has seen these, with the same seed.
+            shared, first = (whole, before), seen(config, len(self.material.examples), before)
         schedule = Schedule(config.schedule, self._rate, round(config.warmup * shared[0]), *shared)
         parameters = [parameter for layer in layers.values() for parameter in layer.trained]
         return Phase(
@@ -362,6 +367,7 @@ class Work:
             layers=layers,
             parameters=parameters,
             examples=(),
+            first_example=first,
             held_out=self.material.held_out,
             pad_id=self.material.pad_id,
             optimizer=config.optimizer or self.optimizer,
@@ -374,10 +380,3 @@ class Work:
             scratch=scratch,
             stop=self.material.stop,
         )
-
-
-def updates(config: TrainConfig, examples: int, epochs: float) -> int:
-    """How many updates so many passes over the examples make, as the Trainer counts them."""
-    batches = -(-examples // config.batch_size)
-    each = -(-batches // config.gradient_accumulation)
-    return max(1, int(-(-epochs * each // 1)))

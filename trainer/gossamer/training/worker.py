@@ -146,7 +146,9 @@ class Worker:
         claim, reason = lease.claim, job_error(error, attempt.given)
         log.warning("job %s failed: %s", claim.job.id, reason.message, exc_info=error)
         if reason.code == "disk_full":
-            attempt.forget()  # what it has kept may be what fills the disk, the registry's too
+            # What it has kept may be what fills the disk, the registry's too. Only that: nobody has
+            # asked yet whether the job is still ours.
+            attempt.abandon()
 
         def end() -> None:
             self._backlog.fail(claim, reason)

@@ -28,6 +28,7 @@ from gossamer.store.catalog.errors import (
     BlobMissing,
     InvalidName,
     NoIncrement,
+    UploadTooLarge,
 )
 from gossamer.store.catalog.holds import Held, Holds
 from gossamer.store.catalog.intake import examine, read_verified
@@ -35,7 +36,14 @@ from gossamer.store.catalog.names import Ref, check_name, check_new_name, check_
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.removing import Recovered
 from gossamer.store.catalog.resolution import Download, Increment, Resolution
-from gossamer.store.catalog.views import AdapterInfo, BaseInfo, StoreLimits, Usage, VersionInfo
+from gossamer.store.catalog.views import (
+    AdapterInfo,
+    BaseInfo,
+    Resolved,
+    StoreLimits,
+    Usage,
+    VersionInfo,
+)
 from gossamer.store.chains import increment, parents_of
 from gossamer.store.clock import utc_now
 from gossamer.store.delta import DeltaSet
@@ -198,26 +206,24 @@ class Catalog:
         """What a version adds to the parents that its record names, written as an adapter file.
 
         The parents are the tenant's own versions of those digests, under whatever names. The file
-        is temporary, and the same for the same versions. Server process only; reads the version and
-        its parents whole.
+        is temporary, and the same for the same versions. Server process only; reads the version
+        whole, and its parents one after the other, and keeps nothing of them for the file's reader.
 
         Raises:
-            NoIncrement: it is no child of a chain, or a parent is gone or not what the record says.
+            NoIncrement: it is no child of a chain, a parent is gone or not what the record says, or
+                the file would pass the blobs' cap (entries of tiles take more than the tiles).
             AdapterNotFound, WrongBase, AdapterCorrupt, StoreFull, RegistryBusy, BlobStoreFailed
         """
         with self.resolve(tenant, [ref]) as resolution, self.spool() as spool:
             (version,) = resolution.versions
-            # Its own file: others that say the same may have other records.
-            with self._verified(version.digest, version.blob_id) as path:
-                child = read_verified(path, self._parts.base, self._parts.limits.file)
             try:
-                parents = parents_of(child.record)
-                made = increment(child, ((p, self._parent(tenant, p.digest)) for p in parents))
+                made = self._write_increment(tenant, version, spool)
             except ChainError as error:
                 raise NoIncrement(version.given, error.why) from error
-            blob_id, nbytes = write(made, spool)
-            spool.seal()
-            yield Increment(version, digest(made), blob_id, nbytes, spool.path)
+            except UploadTooLarge as error:  # nobody has uploaded anything
+                why = f"it would be larger than the {error.limit} bytes that a file may have"
+                raise NoIncrement(version.given, why) from error
+            yield made
 
     # ---- keep
 
@@ -304,6 +310,16 @@ class Catalog:
         self._collector.close()
 
     # ---- below the door
+
+    def _write_increment(self, tenant: str, version: Resolved, spool: Spool) -> Increment:
+        # Its own file: others that say the same may have other records.
+        with self._verified(version.digest, version.blob_id) as path:
+            child = read_verified(path, self._parts.base, self._parts.limits.file)
+        parents = parents_of(child.record)
+        made = increment(child, ((p, self._parent(tenant, p.digest)) for p in parents))
+        blob_id, nbytes = write(made, spool)
+        spool.seal()
+        return Increment(version, digest(made), blob_id, nbytes, spool.path)
 
     def _parent(self, tenant: str, digest: str) -> DeltaSet:
         with self._parts.registry.read() as session:

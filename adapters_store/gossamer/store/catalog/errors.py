@@ -126,7 +126,8 @@ class WrongBase(CatalogError):
 
 class NoIncrement(CatalogError):
     """409 `no_increment`: a version cannot be told apart from its parents. It is no child of a
-    chain, or a parent is not there any more, or its record is wrong about one."""
+    chain, or a parent is not there any more, or its record is wrong about one, or what it adds
+    would take a larger file than one may be."""
 
     def __init__(self, given: str, why: str) -> None:
         self.given, self.why = given, why

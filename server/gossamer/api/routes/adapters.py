@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
@@ -83,7 +84,7 @@ async def list_adapters(request: Request, services: ServicesOf) -> AdapterList:
 
 @router.get(
     "/v1/adapters/{name:path}/content",
-    responses=errors(404, 409, 422, 507)
+    responses=errors(404, 409, 422, 429, 507)
     | {200: {"content": {"application/octet-stream": {}}, "description": "The adapter file."}},
     response_class=Response,
 )
@@ -96,17 +97,27 @@ async def download_adapter(
     """
     tenant, ref, workers = context_of(request.scope).tenant, parse_ref(name), services.workers
     if query.increment:
-        making = services.catalog.increment(tenant, ref)
-        made = await workers.file(making.__enter__)
-        headers = {"etag": f'"{made.blob_id}"', "x-gossamer-digest": made.digest}
-        filename = f"{made.version.name}.increment.safetensors"
-        return FileReply(making, made.path, made.nbytes, filename, headers, workers)
+        return await _increment(tenant, ref, services)
     opening = services.catalog.download(tenant, ref)
     stored = await workers.file(opening.__enter__)
     version = stored.version
     headers = {"etag": f'"{version.blob_id}"', "x-gossamer-digest": version.digest}
     filename = f"{version.name}.safetensors"
     return FileReply(opening, stored.path, version.nbytes, filename, headers, workers)
+
+
+async def _increment(tenant: str, ref: Ref, services: Services) -> FileReply:
+    """The file of what a version adds to its parents; its place is taken until it is sent."""
+    workers = services.workers
+    with ExitStack() as place:
+        place.enter_context(services.admission.increment(tenant))
+        making = services.catalog.increment(tenant, ref)
+        made = await workers.increment(making.__enter__)
+        headers = {"etag": f'"{made.blob_id}"', "x-gossamer-digest": made.digest}
+        filename = f"{made.version.name}.increment.safetensors"
+        return FileReply(
+            making, made.path, made.nbytes, filename, headers, workers, place.pop_all().close
+        )
 
 
 @router.post("/v1/adapters/{name:path}/rollback", responses=errors(404, 408, 409, 413))

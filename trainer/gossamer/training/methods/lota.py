@@ -22,9 +22,9 @@ from gossamer.training.errors import AdapterError, ConfigError, DensityError
 from gossamer.training.methods.method import Density, Method, Trained
 from gossamer.training.methods.recycling import Beginning, beginning, inherits, train_inherited
 from gossamer.training.methods.sparta import random_positions, shares
+from gossamer.training.order import updates
 from gossamer.training.selecting import largest, tile_entries, tile_sums
 from gossamer.training.starting import entries_of
-from gossamer.training.work import updates
 
 if TYPE_CHECKING:
     from gossamer.training.dense import DenseLinear
