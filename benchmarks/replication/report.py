@@ -95,7 +95,8 @@ def gains(results: Results) -> str:
     rows = []
     for title, arm in (
         ("SpaRTA, 0.9 %, v and o", SPARTA_MAIN), ("LoTA, 10 %", LOTA_90),
-        ("LoTTO, 10 %, after LoTA on the other task", LOTTO_90), ("MCS, 10 % of q, k, v", MCS_MAIN),
+        ("LoTTO, 10 %, after LoTA on the other task", LOTTO_90),
+        ("MCS, 10 % of q, k, v, sign −", MCS_MAIN),
     ):  # fmt: skip
         cells = [title]
         for task in TASKS:
