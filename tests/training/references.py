@@ -183,10 +183,11 @@ def with_the_worst(chosen: Weights, scores: Weights) -> Weights:
 def masked_adamw(
     task: Task, masks: Weights, values: Weights, first: int, steps: int, whole: int
 ) -> Weights:
-    """Train what a mask leaves, steps `first` … of a schedule of `whole`; the values at the end."""
+    """Train what a mask leaves, steps `first` … of a schedule of `whole`, on the batches of these
+    steps; the values at the end."""
     trained = {name: value.clone().requires_grad_() for name, value in values.items()}
     moving = torch.optim.AdamW(trained.values(), weight_decay=0.0)
-    for step, rows in enumerate(islice(task.batches(), steps)):
+    for step, rows in enumerate(islice(task.batches(), first, first + steps)):
         moving.param_groups[0]["lr"] = task.rate(first + step, whole)
         moving.zero_grad()
         base = {name: task.model.get_parameter(name) for name in masks}

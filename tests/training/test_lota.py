@@ -49,7 +49,7 @@ def lota(base: BaseFiles, data: Path, **parameters: Any) -> TrainResult:
     adapters = chosen.pop("adapters", {})
     return run_of(
         base, data, "lota", chosen, adapters=adapters, value_dtype="F32", learning_rate=RATE,
-        batch_size=BATCH, max_steps=3,
+        batch_size=BATCH, max_steps=3, optimizer="rmsprop",
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def link(base: BaseFiles, data: Path, parents: Sequence[DeltaSet], **changed: An
     chosen = {"targets": TARGETS, "calibration_steps": STEPS, "sparsity": 0.8, **changed}
     settings = {
         "learning_rate": RATE, "batch_size": BATCH, "max_steps": 3, "value_dtype": "F32",
-        **chosen.pop("settings", {}),
+        "optimizer": "rmsprop", **chosen.pop("settings", {}),
     }  # fmt: skip
     if not parents:
         return run_of(base, data, "lota", chosen, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def test_the_values_are_what_masked_training_gives(base: BaseFiles, data: Path, 
     other = masked_adamw(task, chosen, values, 0, 2, whole=2)
     with pytest.raises(AssertionError):  # a schedule of its own for each phase
         assert_values(result.delta_set, other, tolerance=1e-2)
+    rewound = replace(task, examples=task.examples[::-1])
+    others = masked_adamw(rewound, chosen, values, EPOCH, 2, whole=5)
+    with pytest.raises(AssertionError):  # other examples
+        assert_values(result.delta_set, others, tolerance=1e-2)
 
 
 def test_the_first_selection_comes_after_a_warm_up(base: BaseFiles, data: Path, task: Task) -> None:

@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.store.catalog.mixes import MAX_PARENTS
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.errors import ChainError, printable
 from gossamer.store.format import digest
-
-#: Of one version; a record that names more is not read.
-MAX_PARENTS = 16
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

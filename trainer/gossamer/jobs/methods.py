@@ -24,9 +24,8 @@ from pydantic import (
 from gossamer.jobs.errors import ParameterError, UnknownMethod
 from gossamer.jobs.patterns import LONGEST, Pattern
 from gossamer.store.catalog.errors import InvalidName
-from gossamer.store.catalog.mixes import parse_terms
+from gossamer.store.catalog.mixes import MAX_PARENTS, parse_terms
 from gossamer.store.catalog.names import Ref
-from gossamer.store.chains import MAX_PARENTS
 
 #: what the targets of a regular expression begin with
 REGEX = "re:"

@@ -17,6 +17,9 @@ from gossamer.store.catalog.names import Ref
 
 #: of a mix, in characters
 LONGEST = 4096
+#: Earlier tasks of a LoTTO chain that one version may continue; a record that names more is not
+#: read.
+MAX_PARENTS = 16
 _WEIGHT = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 # The weight comes before the `+` that ends its term, so that 1e+3 is read as one number.
 _TERM = re.compile(rf"\s*([^*+\s]+)\s*(?:\*\s*({_WEIGHT})\s*)?(\+|$)")
