@@ -50,7 +50,7 @@ def test_the_documented_metrics_are_there_and_count(api: Running) -> None:
         answer = api.client().completions.create(
             model="sql",
             prompt="x",
-            max_tokens=5,
+            max_tokens=40,  # a few may come in one piece, but not all
             stream=stream,
             extra_body={"ignore_eos": True},
         )
@@ -63,12 +63,12 @@ def test_the_documented_metrics_are_there_and_count(api: Running) -> None:
             v for n, _, v in before[family] if n == sample
         )
 
-    assert grown("gossamer_completion_tokens", "gossamer_completion_tokens_total") == 10
+    assert grown("gossamer_completion_tokens", "gossamer_completion_tokens_total") == 80
     assert grown("gossamer_held_row_steps", "gossamer_held_row_steps_total") == 0
     first = "gossamer_time_to_first_token_seconds"
     assert grown(first, f"{first}_count") == 2
     between = "gossamer_inter_token_seconds"
-    assert 1 <= grown(between, f"{between}_count") <= 6
+    assert 1 <= grown(between, f"{between}_count") <= 78
     assert grown("gossamer_http_requests", "gossamer_http_requests_total") >= 2
     (sample,) = after["vllm:lora_requests_info"]
     assert set(dict(sample[1])) == {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}
