@@ -68,7 +68,7 @@ def test_the_documented_metrics_are_there_and_count(api: Running) -> None:
     first = "gossamer_time_to_first_token_seconds"
     assert grown(first, f"{first}_count") == 2
     between = "gossamer_inter_token_seconds"
-    assert 1 <= grown(between, f"{between}_count") <= 78
+    assert 1 <= grown(between, f"{between}_count") <= 41
     assert grown("gossamer_http_requests", "gossamer_http_requests_total") >= 2
     (sample,) = after["vllm:lora_requests_info"]
     assert set(dict(sample[1])) == {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
-from gossamer.engine.errors import AdapterTooLarge
+from gossamer.engine.adapters import Packed
+from gossamer.engine.errors import AdapterTooLarge, DeviceFull
+from gossamer.engine.memory import Memory
+from gossamer.engine.residency import Residency, Resident
 from gossamer.merge import BASE, Member, canonical
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.format import digest
@@ -114,3 +122,71 @@ def test_a_compiled_mix_without_overlap_survives_eviction_of_others() -> None:
         answers = ask(engine, request("m", mix), *(request(f"r{i}", MIXES[i]) for i in range(6)))
         again = ask(engine, request("m2", mix))[0]
     assert tokens_of(answers[0]) == tokens_of(again) == wanted(MIXES[0])
+
+
+class _Later(Executor):
+    """Runs what was submitted when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.jobs.append(lambda: fn(*args, **kwargs))
+        return Future()
+
+    def run(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+class _NoRoom:
+    """Memory of a device that is full, in spite of the budget."""
+
+    tried = 0
+
+    def move(self, moves: object) -> None:
+        del moves
+
+    def place(self, key: str, packed: Packed, run: object) -> Packed:
+        del packed, run
+        self.tried += 1
+        raise DeviceFull(key, torch.OutOfMemoryError("full"))
+
+
+@pytest.mark.parametrize("while_asked", [True, False])
+@pytest.mark.parametrize("placing", [True, False])
+def test_a_failure_is_told_once_whenever_it_comes(placing: bool, while_asked: bool) -> None:
+    """Also between a request's question and the end of that schedule, which saw no failure yet."""
+    later, device, read = _Later(), _NoRoom(), []
+    memory: Memory[Resident] = Memory(64, 8, 1, framed=True)
+
+    def pack(key: str, decode: Callable[[], DeltaSet]) -> Packed:
+        read.append(key)
+        if not placing:
+            raise DeviceFull(key, torch.OutOfMemoryError("full"))
+        del decode
+        return Packed({}, buffer=torch.zeros(8, dtype=torch.uint8))
+
+    residency = Residency(memory, ADAPTERS.__getitem__, pack, later, lambda: None, device)
+    for attempt in (1, 2):  # the next request tries again
+        assert not residency.ready(MIXES[0])
+        if placing:
+            later.run()
+            residency.settle()
+            assert not residency.ready(MIXES[0])
+        if while_asked:
+            later.run()
+            residency.settle()
+            assert residency.has_news
+        else:
+            residency.settle()
+            later.run()
+        with pytest.raises(DeviceFull):
+            residency.ready(MIXES[0])
+        with pytest.raises(DeviceFull):  # somebody else who waits for it
+            residency.ready(MIXES[0])
+        residency.settle()
+        assert residency.idle
+        assert memory.counts.load_failures == attempt == len(read)
+        assert device.tried == (attempt if placing else 0)

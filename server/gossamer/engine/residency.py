@@ -78,11 +78,12 @@ class _Load:
     """One load, from its start until its result is taken or dropped.
 
     `result` is set by a loader thread, once. `unasked` counts the schedules, since then, in which
-    nobody asked for it.
+    nobody asked for it; `told` says that a request has been told of its failure.
     """
 
     result: Resident | EngineError | None = None
     unasked: int = 0
+    told: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -207,11 +208,10 @@ class Residency:
             ended = [key for key, load in self._loads.items() if load.result is not None]
             for key in ended:
                 load = self._loads[key]
-                failed = isinstance(load.result, EngineError)
-                load.unasked += failed or key not in self._asked
+                load.unasked += key not in self._asked
                 # A failure is seen by everyone who waits for it in one schedule; the next request
-                # tries again.
-                if load.unasked >= (1 if failed and key in self._asked else _PATIENCE):
+                # tries again. One that has come since they asked waits for the next schedule.
+                if load.told or load.unasked >= _PATIENCE:
                     del self._loads[key]
         self._asked.clear()
 
@@ -230,17 +230,18 @@ class Residency:
         return len(mix.members) > 1 and method_named(mix.method).combine is not None
 
     def _present(self, key: str, mix: Mix | None, keep: Collection[str]) -> bool:
+        self._asked.add(key)
         entry = self._memory.get(key)
         if entry is not None:
             self._memory.touch(entry)
             return key not in self._arriving
-        self._asked.add(key)
         load = self._loads.get(key)
         if load is None:
             if self._memory.available_bytes(keep) >= self._sizes.get(key, 0):
                 self._start(key, mix)
             return False
         if isinstance(load.result, EngineError):
+            load.told = True
             raise load.result
         return load.result is not None and self._take_in(key, load.result, keep)
 
