@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from gossamer.base.alike import MISFITS, alike
 from gossamer.engine.attention import AttentionStep, matters
 from gossamer.engine.patched import PatchedLinear, Slice
 from gossamer.engine.short_modules import (
@@ -32,12 +33,7 @@ from gossamer.kernels import Backend, new_kv_pages, rotate_and_write
 
 RECORDER = "gossamer_recorder"
 
-#: Largest difference that rounding explains, relative to the largest number.
-_ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _ROWS = 3
-
-#: What a module raises that is called in a way it does not know.
-_MISFITS = (TypeError, AttributeError, KeyError, ValueError, IndexError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -132,14 +128,6 @@ def _replace(
             gone += (f"{name}.",)
 
 
-def _same(actual: object, wanted: object) -> bool:
-    if not isinstance(actual, Tensor) or not isinstance(wanted, Tensor):
-        return False
-    if actual.shape != wanted.shape:
-        return False
-    return bool((actual - wanted).abs().max() <= _ROUNDING[wanted.dtype] * wanted.abs().max())
-
-
 def _norm_like(module: nn.Module, bench: _Bench) -> RMSNorm | None:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -154,7 +142,7 @@ def _norm_like(module: nn.Module, bench: _Bench) -> RMSNorm | None:
         scales.append(1.0 + weight.detach())  # Gemma's form; 16 bits would round the sum
     for scale in scales:
         made = RMSNorm(scale, eps, bench.backend)
-        if _same(made(x), wanted):
+        if alike(made(x), wanted):
             return made
     return None
 
@@ -178,8 +166,8 @@ def _mlp_like(module: nn.Module, bench: _Bench) -> GatedMLP | None:
     made = GatedMLP(gate_up, down, bench.backend)
     x = bench.randn(_ROWS, gate_up.shape[1])
     try:
-        return made if _same(made(x), module(x)) else None
-    except _MISFITS:
+        return made if alike(made(x), module(x)) else None
+    except MISFITS:
         return None
 
 
@@ -199,9 +187,9 @@ def _attention_like(module: nn.Module, bench: _Bench) -> RotaryAttention | None:
         (recorded,) = calls
         heads = Heads(recorded.query.shape[1], recorded.key.shape[1], recorded.key.shape[3])
         made = RotaryAttention(qkv, o, layer, heads, _known(recorded), bench.backend)
-        fits = _same(out[0], o(recorded.returned.reshape(1, _ROWS, -1)))
+        fits = alike(out[0], o(recorded.returned.reshape(1, _ROWS, -1)))
         return made if fits and _rotates_like(qkv, hidden, cos, sin, recorded, bench) else None
-    except _MISFITS:
+    except MISFITS:
         return None
 
 
@@ -220,8 +208,8 @@ def _layer_like(module: nn.Module, bench: _Bench) -> PreNormLayer | None:
     step = _alone(attention, bench)
     try:
         wanted = module(hidden, position_embeddings=angles, attention_mask=None, step=step)
-        return made if _same(made(hidden, position_embeddings=angles, step=step), wanted) else None
-    except _MISFITS:
+        return made if alike(made(hidden, position_embeddings=angles, step=step), wanted) else None
+    except MISFITS:
         return None
 
 
@@ -246,8 +234,8 @@ def _stack(base: nn.Module, bench: _Bench) -> None:
     try:
         wanted = computed()
         base.layers = nn.ModuleList([LayerStack(each)])
-        same = _same(computed(), wanted)
-    except _MISFITS:
+        same = alike(computed(), wanted)
+    except MISFITS:
         same = False
     if not same:
         base.layers = layers
@@ -289,4 +277,4 @@ def _rotates_like(
     rotate_and_write(rows, cos[0], sin[0], *bench.pages(kv_heads, head_dim), slots, bench.backend)
     heads = rows.view(_ROWS, -1, head_dim).transpose(0, 1)
     given = torch.cat((wanted.query[0], wanted.key[0], wanted.value[0]))
-    return _same(heads, given)
+    return alike(heads, given)

@@ -7,8 +7,8 @@ is 90 of 690 MB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gossamer.base.alike import MISFITS, alike
+from gossamer.training.overriding import overriding
+
 #: Names that transformers gives the parts of such a module.
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
-#: Largest difference that rounding explains, relative to the largest number.
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-#: What a module raises that is called in a way it does not know.
-_MISFITS = (TypeError, AttributeError, ValueError, IndexError, RuntimeError)
 #: Of the random input: as a norm gives it, and so large that whatever clamps does.
 _SCALES = (1.0, 30.0)
 
@@ -74,32 +73,22 @@ def gated_mlps(model: nn.Module) -> list[nn.Module]:
             continue
         x = torch.randn(1, 3, weight.shape[-1], generator=generator)
         x = x.to(weight.device, weight.dtype)
-        if all(_agrees(module, scale * x, _ROUNDING.get(weight.dtype, 0.0)) for scale in _SCALES):
+        if all(_agrees(module, scale * x) for scale in _SCALES):
             found.append(module)
     return found
 
 
-def _agrees(module: nn.Module, x: Tensor, rounding: float) -> bool:
+def _agrees(module: nn.Module, x: Tensor) -> bool:
     """Whether the module answers as it would recomputing, up to rounding, and not by zeros."""
     try:
-        wanted, ours = module(x), _forward(module, x)
-    except torch.OutOfMemoryError:  # a RuntimeError, and no word about the module
+        wanted = module(x)
+        return alike(_forward(module, x), wanted) and bool(wanted.abs().max() > 0)
+    except torch.OutOfMemoryError:
         raise
-    except _MISFITS:
+    except MISFITS:
         return False
-    if not isinstance(wanted, Tensor) or ours.shape != wanted.shape:
-        return False
-    largest = wanted.abs().max()
-    return bool(largest > 0) and bool((ours - wanted).abs().max() <= rounding * largest)
 
 
-@contextmanager
-def recomputing(mlps: Sequence[nn.Module]) -> Iterator[None]:
+def recomputing(mlps: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Let these modules compute act(gate) again instead of keeping it, while the context lasts."""
-    for module in mlps:
-        module.forward = partial(_forward, module)
-    try:
-        yield
-    finally:
-        for module in mlps:
-            del module.forward  # the instance's; its class has its own
+    return overriding(mlps, lambda module: partial(_forward, module))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,7 @@ from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import ConfigError
 from gossamer.training.loss import summed_cross_entropy
+from gossamer.training.overriding import overriding
 from gossamer.training.progress import Evaluation
 
 
@@ -91,8 +92,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16)
 
 
-@contextmanager
-def checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
+def checkpointing(model: nn.Module, *, on: bool) -> AbstractContextManager[None]:
     """Recompute the layers' activations in backward passes instead of keeping them.
 
     Around the layers' forward passes: the model's own switch works for layers in training mode
@@ -102,20 +102,12 @@ def checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
         ConfigError: the architecture cannot.
     """
     if not on:
-        yield
-        return
+        return nullcontext()
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError("gradient_checkpointing", f"{type(model).__name__} cannot do it")
-    for layer in layers:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the instance's; its class has its own
+    kept = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return overriding(layers, lambda layer: partial(kept, layer.forward))
 
 
 @dataclass(frozen=True)
