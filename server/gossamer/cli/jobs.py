@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
-from gossamer.cli.options import DEFAULT_URL, AsJson, Key, Url
+from gossamer.cli.options import DEFAULT_URL, AsJson, Assignments, Key, Url
 from gossamer.cli.output import Output, table, when
 
 if TYPE_CHECKING:
@@ -41,16 +41,7 @@ def create(
     method: Annotated[
         str, typer.Option(metavar="NAME", help="One of those that `gossamer methods` lists.")
     ] = "sparta",
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A parameter of the method or a setting of the run, as `gossamer methods NAME` "
-            "lists them; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    setting: Assignments = None,
     name: Annotated[
         str | None,
         typer.Option(

@@ -60,6 +60,26 @@ Port = Annotated[
         show_default=False,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="COUNT",
+        min=1,
+        help="Threads of one matrix product.  [env var: GOSSAMER_THREADS; default: torch's choice]",
+        show_default=False,
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter of the method or a setting of the run, as `gossamer methods NAME` lists "
+        "them; may be given several times.",
+        show_default=False,
+    ),
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gossamer.cli.errors import INTERRUPTED
-from gossamer.cli.options import AsJson, Base, DataDir, Key, load_settings
+from gossamer.cli.options import AsJson, Assignments, Base, DataDir, Key, Threads, load_settings
 from gossamer.cli.output import Output, percent, size
 from gossamer.cli.stores import open_store
 
@@ -87,16 +87,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="Of everything random.  [default: 0]")
     ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A parameter of the method or a setting of the run, as `gossamer methods NAME` "
-            "lists them; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    setting: Assignments = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,10 +109,7 @@ def train(
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where.  [default: auto]")
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="COUNT", min=1, help="Of one product.  [default: torch's choice]"),
-    ] = None,
+    threads: Threads = None,
     base: Base = None,
     data_dir: DataDir = None,
     tenant: Annotated[

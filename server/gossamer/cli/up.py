@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gossamer.cli.errors import CommandError
-from gossamer.cli.options import AsJson, Base, DataDir, Port, load_settings, parse_size
+from gossamer.cli.options import AsJson, Base, DataDir, Port, Threads, load_settings, parse_size
 from gossamer.cli.output import Output
 from gossamer.cli.supervising import Supervised, worker_of
 
@@ -62,15 +62,7 @@ def up(
             "the base leaves free]",
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            min=1,
-            help="Threads of one matrix product.  "
-            "[env var: GOSSAMER_THREADS; default: torch's choice]",
-        ),
-    ] = None,
+    threads: Threads = None,
     fuse_share: Annotated[
         float | None,
         typer.Option(

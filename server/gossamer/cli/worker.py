@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gossamer.cli.options import AsJson, Base, DataDir, load_settings
+from gossamer.cli.options import AsJson, Base, DataDir, Threads, load_settings
 from gossamer.cli.output import Output
 
 if TYPE_CHECKING:
@@ -27,15 +27,7 @@ _PARENT_S = 1.0
 def worker(
     base: Base = None,
     data_dir: DataDir = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            min=1,
-            help="Threads of one matrix product.  "
-            "[env var: GOSSAMER_THREADS; default: torch's choice]",
-        ),
-    ] = None,
+    threads: Threads = None,
     lease: Annotated[
         float,
         typer.Option(
