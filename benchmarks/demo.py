@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAI
+from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.tasks import TASKS, Task, write_training_file
@@ -132,6 +134,20 @@ def train_here(server: Server, task: Task, data: Path, max_steps: int | None) ->
     }
 
 
+def _followed(client: OpenAI, job: FineTuningJob) -> FineTuningJob:
+    """The job as it is when it is over; until then its last event stands on the screen."""
+    begin = time.perf_counter()
+    with console.status("") as line:
+        while job.status in ("validating_files", "queued", "running"):
+            if time.perf_counter() - begin > JOB_SECONDS:
+                raise SystemExit(f"the job is {job.status} after {JOB_SECONDS:.0f} s")
+            time.sleep(0.5)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+            for event in client.fine_tuning.jobs.list_events(job.id, limit=1).data:
+                line.update(escape(event.message))
+    return job
+
+
 def train_by_job(server: Server, task: Task, data: Path, max_steps: int | None) -> dict[str, Any]:
     """Have one adapter trained by the server's worker, and ask it as soon as the job is over."""
     examples = write_training_file(task, data.parent / f"{task.name}.jsonl")
@@ -149,18 +165,8 @@ def train_by_job(server: Server, task: Task, data: Path, max_steps: int | None) 
             seed=0,
             extra_body={"adapter": adapter, "hyperparameters": settings},
         )
-        told = None
-        while job.status in ("queued", "running"):
-            if time.perf_counter() - begin > JOB_SECONDS:
-                raise SystemExit(f"the job is {job.status} after {JOB_SECONDS:.0f} s")
-            time.sleep(0.5)
-            job = client.fine_tuning.jobs.retrieve(job.id)
-            (event,) = client.fine_tuning.jobs.list_events(job.id, limit=1).data or [None]
-            if event is not None and event.id != told:
-                told = event.id
-                console.print(f"  {event.message}", end="\r", soft_wrap=True, highlight=False)
+        job = _followed(client, job)
         seconds = time.perf_counter() - begin
-        console.print()
         if job.status != "succeeded" or job.fine_tuned_model is None:
             raise SystemExit(f"the job is {job.status}: {job.error}")
         first = client.completions.create(

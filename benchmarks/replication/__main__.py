@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("do", choices=("run", "rates", "report"))
     parser.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS], default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs in whose name this stands")
     parser.add_argument("--minutes", type=float, help="begin no run after so many")
     parser.add_argument("--list", action="store_true", help="only say what is missing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -48,7 +49,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     runner = Runner(open_base(options.base, options.data_dir), options.cache, options.results)
     runs = planned(options.experiments or EXPERIMENTS, options.seeds)
-    missing = runner.missing(rate_runs() if options.do == "rates" else runs)
+    if options.do == "rates":
+        runs = rate_runs()
+    missing = [run for run in runner.missing(runs) if options.only in run.key]
     began = time.monotonic()
     for index, run in enumerate(missing, start=1):
         if options.list:
