@@ -83,10 +83,14 @@ class Live:
         """Its base, as the store knows it."""
         return BaseInfo(self.base.name, self.base.fingerprint, base_table(self.base))
 
+    def make_file(self, seed: int, **options: Any) -> bytes:
+        """An adapter file for its base."""
+        return make_file(self.info(), seed, **options)
+
     def adapter(self, folder: Path, seed: int, **options: Any) -> Path:
-        """A new adapter file for its base."""
+        """The same, written into a folder."""
         file = folder / f"adapter-{seed}.safetensors"
-        file.write_bytes(make_file(self.info(), seed, **options))
+        file.write_bytes(self.make_file(seed, **options))
         return file
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 from tests.cli.running import GOSSAMER, Live, assert_three_lines, environment, run, run_json
+from tests.cli.stand_ins import StandIn, standing_in
 from tests.cli.terminal import Terminal
 
 
@@ -85,36 +82,17 @@ def test_an_address_where_nobody_answers() -> None:
     assert_three_lines(run("adapters", "ls", "--url", "http://[::"), "An address is like")
 
 
-class _Lies(BaseHTTPRequestHandler):
+class Lies(StandIn):
     """Something that is no gossamer server, and a download that is not what it says."""
 
-    def do_GET(self) -> None:
+    def reply(self) -> None:
         body = b"bytes" if self.path.endswith("/content") else b"<html>hello</html>"
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.send_header("etag", '"' + "0" * 64 + '"')
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def lying() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), _Lies) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+        self.answer(body, etag='"' + "0" * 64 + '"')
 
 
 def test_a_damaged_download_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "a.safetensors"
-    with lying() as url:
+    with standing_in(Lies) as url:
         result = run("adapters", "pull", "a", "--out", target, "--url", url)
         assert_three_lines(result, "damaged", "sha256")
         assert list(tmp_path.iterdir()) == []

@@ -27,11 +27,6 @@ QUICK = ("--density", "0.05", *SHORT)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "examples.jsonl", counting_examples())
-
-
-@pytest.fixture
 def base(tiny_dir: Callable[..., Path]) -> Path:
     return tiny_dir("llama")
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gossamer.cli.worker import _end_with
+from tests.cli.jobs import create_job
 from tests.cli.running import GOSSAMER, Live, assert_three_lines, environment, run, run_json, up
 from tests.cli.test_supervising import is_alive, wait_until
 from tests.training.support import counting_examples, write_jsonl
@@ -22,16 +23,6 @@ from tests.training.support import counting_examples, write_jsonl
 #: A few steps; and so many that they do not end by themselves in a test.
 SHORT = ("--set", "max_steps=3", "--set", "batch_size=8", "--set", "density=0.05")
 LONG = ("--set", "max_steps=100000", "--set", "batch_size=8")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "examples.jsonl", counting_examples())
-
-
-def create(env: dict[str, str], data: Path, *options: str) -> dict[str, Any]:
-    job: dict[str, Any] = run_json("jobs", "create", "--data", data, *options, env=env)
-    return job
 
 
 def worker(live: Live, *options: str) -> list[str]:
@@ -42,10 +33,10 @@ def worker(live: Live, *options: str) -> list[str]:
 def test_a_worker_serves_the_queue_and_gives_back_what_it_cannot_end(
     live: Live, data: Path
 ) -> None:
-    job = create(live.env, data, *SHORT, "--name", "served", "--method", "sparta")
+    job = create_job(live.env, data, *SHORT, "--name", "served", "--method", "sparta")
     bad = write_jsonl(data.with_name("bad.jsonl"), [*counting_examples(2), {"prompt": "x"}])
-    broken = create(live.env, bad, *SHORT, "--name", "broken")
-    endless = create(live.env, data, *LONG, "--name", "given-back")
+    broken = create_job(live.env, bad, *SHORT, "--name", "broken")
+    endless = create_job(live.env, data, *LONG, "--name", "given-back")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(worker(live), env=environment(), **pipes) as process:
         wait_until(lambda: _step(live.env, endless) > 0, 120)

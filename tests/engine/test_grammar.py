@@ -1,87 +1,32 @@
-"""Constraints: the mask is exact, the end is found, and no grammar hurts anybody but its sender."""
+"""Constraints: the mask is exact, the end is found, and what comes out obeys."""
 
 from __future__ import annotations
 
-import gc
 import json
-import random
-import re
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import pytest
 
-from gossamer.engine.errors import InvalidRequest
 from gossamer.engine.grammar import (
-    MAX_SOURCE_BYTES,
     Choice,
     Grammar,
     Json,
     Regex,
-    Spec,
     TokenizerInfo,
     compile_constraint,
     tokenizer_info,
 )
-from gossamer.engine.grammar_sandbox import Refused, Sandbox, explain
-from gossamer.engine.messages import Constraint, Failed, Request, Sampling
-from tests.engine.running import ask, prompts, running, text_of
-from tests.tiny import EOS_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-#: The model's vocabulary is padded, as many models' are.
-PADDED = VOCAB_SIZE + 37
-TEXTS = [TOKENIZER.decode([token]) for token in range(VOCAB_SIZE)]
-
-
-@pytest.fixture(scope="module")
-def info() -> Iterator[TokenizerInfo]:
-    made = tokenizer_info(TOKENIZER, PADDED)
-    yield made
-    made.sandbox.close()
-
-
-def allowed(constraint: Constraint) -> set[int]:
-    # what was in the array before must not matter
-    mask = np.random.default_rng(0).random(PADDED) < 0.5
-    constraint.fill_mask(mask)
-    return set(np.flatnonzero(mask).tolist())
-
-
-def say(constraint: Constraint, text: str) -> bool:
-    """Whether every token of `text` is allowed in its turn; stops before the first that is not."""
-    for token in TOKENIZER.encode(text, add_special_tokens=False):
-        if token not in allowed(constraint):
-            return False
-        constraint.accept(token)
-    return True
-
-
-def complete(constraint: Constraint) -> bool:
-    return EOS_ID in allowed(constraint)
-
-
-def babble(constraint: Constraint, seed: int, most: int = 600) -> str | None:
-    """A random text that the constraint allows, or None when it has no end within `most` tokens."""
-    draw = random.Random(seed)  # noqa: S311
-    tokens: list[int] = []
-    for _ in range(most):
-        choices = sorted(allowed(constraint))
-        assert choices, "nothing is allowed"
-        token = EOS_ID if EOS_ID in choices and draw.random() < 0.3 else draw.choice(choices)
-        if token == EOS_ID:
-            return str(TOKENIZER.decode(tokens))
-        constraint.accept(token)
-        tokens.append(token)
-        if constraint.is_finished():
-            return str(TOKENIZER.decode(tokens))
-    return None
-
+from tests.engine.constraining import (
+    PADDED,
+    SCHEMA,
+    TEXTS,
+    TOKENIZER,
+    allowed,
+    babble,
+    may_end,
+    obeys_schema,
+    say,
+)
+from tests.tiny import EOS_ID, VOCAB_SIZE
 
 # -- the mask
 
@@ -146,7 +91,7 @@ def test_when_finished_only_the_end_may_follow(info: TokenizerInfo) -> None:
     constraint = compile_constraint(info, Regex("ye(s|p)"))()
     assert say(constraint, "ye")
     assert not constraint.is_finished()
-    assert not complete(constraint)
+    assert not may_end(constraint)
     assert say(constraint, "s")
     assert constraint.is_finished()
     assert allowed(constraint) == {EOS_ID}
@@ -157,7 +102,7 @@ def test_when_finished_only_the_end_may_follow(info: TokenizerInfo) -> None:
 def test_what_may_end_but_need_not_is_not_finished(info: TokenizerInfo) -> None:
     constraint = compile_constraint(info, Regex("a+"))()
     assert say(constraint, "aaa")
-    assert complete(constraint)
+    assert may_end(constraint)
     assert not constraint.is_finished()
     constraint.accept(EOS_ID)
     assert constraint.is_finished()
@@ -185,37 +130,11 @@ def test_every_choice_of_a_request_has_its_own_state(info: TokenizerInfo) -> Non
 # -- the texts
 
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 8},
-        "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
-        "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/id"}]},
-    },
-    "required": ["name", "age", "next"],
-    "additionalProperties": False,
-    "$defs": {"id": {"type": "string", "pattern": "^[A-Z]{2}[0-9]{2}$"}},
-}
-
-
-def _obeys(value: Any) -> bool:
-    return (
-        set(value) - {"tags"} == {"name", "age", "next"}
-        and len(value["name"]) <= 8
-        and type(value["age"]) is int
-        and 0 <= value["age"] <= 150
-        and (value["next"] is None or bool(re.fullmatch("[A-Z]{2}[0-9]{2}", value["next"])))
-        and all(tag in ("a", "b") for tag in value.get("tags", []))
-        and len(value.get("tags", [])) <= 3
-    )
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_a_schema_allows_obeys_it(info: TokenizerInfo, seed: int) -> None:
     text = babble(compile_constraint(info, Json(SCHEMA))(), seed)
     assert text is not None
-    assert _obeys(json.loads(text))
+    assert obeys_schema(json.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +151,7 @@ def test_whatever_a_schema_allows_obeys_it(info: TokenizerInfo, seed: int) -> No
 )
 def test_what_breaks_a_schema_is_masked(info: TokenizerInfo, text: str) -> None:
     constraint = compile_constraint(info, Json(SCHEMA))()
-    assert not (say(constraint, text) and complete(constraint))
+    assert not (say(constraint, text) and may_end(constraint))
 
 
 def test_what_keeps_a_schema_is_not_masked(info: TokenizerInfo) -> None:
@@ -267,7 +186,7 @@ def test_white_space_in_json_comes_to_an_end(info: TokenizerInfo) -> None:
 def test_grammars_of_both_syntaxes(info: TokenizerInfo, text: str) -> None:
     constraint = compile_constraint(info, Grammar(text))()
     assert say(constraint, "SELECT a,bc")
-    assert complete(constraint)
+    assert may_end(constraint)
     assert not say(constraint, ",,")
 
 
@@ -276,236 +195,3 @@ def test_a_grammar_may_name_special_tokens(info: TokenizerInfo) -> None:
     constraint = factory()
     assert say(constraint, "a")
     assert allowed(constraint) == {TOKENIZER.convert_tokens_to_ids("<|im_start|>")}
-
-
-# -- refusals
-
-
-@pytest.mark.parametrize(
-    ("spec", "field", "message"),
-    [
-        (Regex("("), "regex", "unclosed group"),
-        (Regex("(?=a)b"), "regex", "look-around"),
-        (Regex(r"(a)\1"), "regex", "backreferences"),
-        (Regex(""), "regex", "empty"),
-        (Regex("a\ud800"), "regex", "Unicode"),
-        (Regex("a" * (MAX_SOURCE_BYTES + 1)), "regex", "bytes"),
-        (Choice([]), "choice", "at least one"),
-        (Choice(["a", ""]), "choice", "none of them empty"),
-        (Choice(["\ud800"]), "choice", "cannot be used"),
-        (Json({"type": "nonsense"}), "json", "nonsense"),
-        (Json({"not": {}, "if": {}}), "json", '"if", "not"'),
-        (Json({"type": "array", "uniqueItems": True}), "json", '"uniqueItems"'),
-        (Json({"type": "string", "format": "zip code"}), "json", "zip code"),
-        (Json({"x-guidance": {"lenient": True}, "not": {}}), "json", '"not"'),
-        (Json({"$ref": "https://example.com/s.json"}), "json", "example.com"),
-        (Json({"$ref": "#"}), "json", "Nothing satisfies"),
-        (Json({"oneOf": [{"type": "string"}, {"maxLength": 3}]}), "json", "oneOf"),
-        (Json({"a": {1, 2}}), "json", "not JSON"),
-        (Grammar("start: foo"), "grammar", "unknown name"),
-        (Grammar("start: ("), "grammar", "Expected"),
-        (Grammar("root ::= ("), "grammar", "Expected"),
-        (Grammar(" \n"), "grammar", "empty"),
-        (Grammar("start: <|no_such_token|>"), "grammar", "special token"),
-        (Grammar("start: @other"), "grammar", "unknown grammar"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_followed_is_named(
-    info: TokenizerInfo, spec: Spec, field: str, message: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=re.escape(message)) as refused:
-        compile_constraint(info, spec)
-    assert refused.value.field == f"structured_outputs.{field}"
-    assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 400
-
-
-def test_the_field_of_an_error_is_the_callers(info: TokenizerInfo) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        compile_constraint(info, Json({"not": {}}), field="response_format")
-    assert refused.value.field == "response_format"
-
-
-def test_a_tokenizer_without_an_end_has_no_structured_output() -> None:
-    made = tokenizer_info(TOKENIZER, PADDED, eos=())
-    with pytest.raises(InvalidRequest, match="no end-of-text token"):
-        compile_constraint(made, Regex("a"))
-
-
-def test_explanations_leave_out_backtraces() -> None:
-    assert explain("panic: assertion failed: x\n<backtrace>\n 0: y") == "it is too large"
-    assert explain("at 2(4): unknown name\n   1 | start: a\n") == "at 2(4): unknown name"
-
-
-# -- bombs
-
-
-def _chain(length: int) -> dict[str, Any]:
-    """References in a chain: llguidance's stack overflows at about a thousand."""
-    defs: dict[str, Any] = {
-        f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)
-    }
-    return {"$defs": defs | {f"d{length}": {"type": "string"}}, "$ref": "#/$defs/d0"}
-
-
-def _nested(depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(depth):
-        schema = {"type": "array", "items": schema}
-    return schema
-
-
-PRIMES = (9973, 9967)
-BOMBS: dict[str, Spec] = {
-    "stars": Regex("a*" * 32_000),
-    "some stars": Regex("(a|b)*" * 10_000),
-    "repetitions": Regex("(a{1000}){1000}"),
-    "deep repetitions": Regex("((((a{100}){100}){100}){100}){100}"),
-    "count": Regex("a{4294967295}"),
-    "brackets": Regex("(" * 30_000 + "a" + ")" * 30_000),
-    "references": Json(_chain(1000)),
-    "depth": Json(_nested(900)),
-    "patterns": Json({"patternProperties": {f"^{i}a.*$": {} for i in range(1800)}}),
-    "enumeration": Json({"enum": list(range(9000))}),
-    "product": Json(
-        {
-            "allOf": [
-                {"anyOf": [{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(6)]}
-                for i in range(12)
-            ]
-        }
-    ),
-    "common multiple": Json(
-        {"allOf": [{"type": "integer", "multipleOf": p} for p in (9973, 9967)]}
-    ),
-    "doubling rules": Grammar(
-        "start: r0\n" + "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(60)) + '\nr60: "a"'
-    ),
-    "doubling terminals": Grammar(
-        "start: R0\n" + "\n".join(f"R{i}: R{i + 1} R{i + 1}" for i in range(60)) + '\nR60: "a"'
-    ),
-    "optional": Grammar("start: " + '"a"? ' * 9000),
-    "intersection": Grammar("start: A\nA: " + " & ".join(f"/.*{i}.*/" for i in range(5000))),
-    "nothing": Grammar("start: start"),
-    "parentheses": Grammar("start: " + "(" * 30_000 + '"a"' + ")" * 30_000),
-    "gbnf parentheses": Grammar("root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000),
-}
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_within_its_limits(info: TokenizerInfo, name: str) -> None:
-    compile_constraint(info, Regex("warm"))  # the process is there
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.monotonic()
-    with pytest.raises(InvalidRequest):
-        compile_constraint(info, BOMBS[name])
-    assert time.monotonic() - started < 5
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    assert after.ru_utime - before.ru_utime < 1.0  # of this process; the other one is counted apart
-    assert after.ru_maxrss - before.ru_maxrss < 100 << 10
-    assert say(compile_constraint(info, Choice(["the", "sea"]))(), "the")
-
-
-def test_the_sandbox_is_what_dies() -> None:
-    """The bombs are real: without limits the worst of them ends the process that compiles it."""
-    sandbox = Sandbox({}, 300)
-    source = json.dumps(_chain(20_000))
-    assert isinstance(sandbox.compile("json", source), Refused)
-    assert isinstance(sandbox.compile("regex", "a+"), str)
-    # the same, in a process without limits of its own
-    code = """
-import sys
-from llguidance import LLMatcher
-LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(sys.stdin.read()))
-"""
-    alone = subprocess.run([sys.executable, "-c", code], input=source.encode())
-    assert alone.returncode < 0
-    sandbox.close()
-
-
-AMBIGUOUS = Grammar("start: s\ns: /[a-z]/ | s s | s s s")
-
-
-def test_an_ambiguous_grammar_fails_at_a_mask_before_it_costs_a_second(info: TokenizerInfo) -> None:
-    constraint = compile_constraint(info, AMBIGUOUS)()
-    letters = [token for token, text in enumerate(TEXTS) if text in set("abcdefgh")]
-    started, steps = time.thread_time(), 0
-    refused: InvalidRequest | None = None
-    while refused is None and steps < 2000:
-        try:
-            assert set(letters) <= allowed(constraint)
-        except InvalidRequest as error:
-            refused = error
-        constraint.accept(letters[steps % len(letters)])
-        assert not constraint.is_finished()
-        steps += 1
-    assert refused is not None
-    assert steps > 5
-    assert time.thread_time() - started < 1.0
-
-
-def test_a_token_that_was_not_allowed_shows_at_the_next_mask(info: TokenizerInfo) -> None:
-    constraint = compile_constraint(info, Regex("[0-9]+"))()
-    constraint.accept(TOKENIZER.encode("x", add_special_tokens=False)[0])
-    assert not constraint.is_finished()
-    with pytest.raises(InvalidRequest):
-        allowed(constraint)
-
-
-# -- in the engine, and around it
-
-
-def test_rows_of_a_batch_follow_their_own_grammars() -> None:
-    made = tokenizer_info(TOKENIZER, VOCAB_SIZE)
-    specs: Sequence[Spec | None] = [
-        Json(SCHEMA),
-        Choice(["sea shells", "the"]),
-        None,
-        Regex("[0-9]{3}-[a-f]{2}"),
-        AMBIGUOUS,
-    ]
-    sampling = Sampling(max_tokens=200, temperature=1.0, seed=5)
-    requests = [
-        Request(
-            str(i),
-            prompt,
-            sampling=sampling,
-            constraint=None if spec is None else compile_constraint(made, spec),
-        )
-        for i, (prompt, spec) in enumerate(
-            zip(prompts((9, 5, 12, 7, 8), VOCAB_SIZE), specs, strict=True)
-        )
-    ]
-    with running(tiny_model("llama")) as engine:
-        answers = ask(engine, *requests)
-        (alone,) = ask(engine, requests[2])
-    assert _obeys(json.loads(text_of(answers[0])))
-    assert text_of(answers[1]) in ("sea shells", "the")
-    assert text_of(answers[2]) == text_of(alone) != ""
-    assert re.fullmatch("[0-9]{3}-[a-f]{2}", text_of(answers[3]))
-    failed = answers[4][-1]
-    assert isinstance(failed, Failed)
-    assert isinstance(failed.error, InvalidRequest)
-    made.sandbox.close()
-
-
-def test_llguidance_is_not_needed_to_import_the_engine() -> None:
-    code = """
-import sys
-import gossamer.engine.client, gossamer.engine.grammar
-assert "llguidance" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_the_process_goes_with_its_owner() -> None:
-    made = tokenizer_info(TOKENIZER, VOCAB_SIZE)
-    compile_constraint(made, Regex("a"))
-    child = made.sandbox._child
-    assert child is not None
-    process = child._process
-    assert process.poll() is None
-    del made, child
-    gc.collect()
-    assert process.poll() is not None

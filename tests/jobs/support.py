@@ -20,11 +20,10 @@ from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import StoreLimits
 from gossamer.store.registry.database import Registry
 from gossamer.store.registry.models import Model
-from tests.store.support import BASE, Clock, make_file, opened, push_file
+from tests.store.support import BASE, LINE, Clock, make_file, opened, push_file
 
 LEASE = 30.0
 TENANTS = ("acme", "zeta")
-DATA = b'{"prompt": "a", "completion": "b"}\n'
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _template() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="gossamer-jobs-")
     with opened(Path(folder.name), TENANTS) as store:
         for tenant in TENANTS:
-            push_file(store.files, "a.jsonl", DATA, tenant)
+            push_file(store.files, "a.jsonl", LINE, tenant)
     return folder
 
 
@@ -112,7 +111,7 @@ def benched(
         clock = Clock()
         for tenant in TENANTS:
             if not store.files.list(tenant).items:
-                push_file(store.files, "a.jsonl", DATA, tenant)
+                push_file(store.files, "a.jsonl", LINE, tenant)
         files = {t: store.files.list(t).items[0].id for t in TENANTS}
         yield Bench(data, store, Backlog(store.registry, clock=clock, limits=limits), clock, files)
 

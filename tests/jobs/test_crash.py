@@ -3,26 +3,19 @@ nothing half-written is visible, and the next worker ends what this one began.""
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gossamer.store.catalog.views import StoreLimits
 from gossamer.store.failpoints import Failpoint
-from tests.jobs.crash_child import CHECKPOINT_SEED, RESULT, RESULT_SEED, STEP
+from tests.jobs.crash_child import CHECKPOINT_SEED, RESULT, RESULT_SEED, STEP, UNCLAIMED, work
 from tests.jobs.support import Bench, benched
-from tests.store.support import (
-    make_digest,
-    rows,
-    start_child,
-    stored_blobs,
-    temp_files,
-)
+from tests.store.support import IMPATIENT, check_nothing_is_left_over, make_digest
+from tests.store.victims import KILLED, Victim
 
-KILLED = 9
+#: in seconds: longer than a test takes
+LEASE = 60
 #: A worker passes the points of an adapter's upload twice, of a file's once, and those that both
 #: have three times.
 ADAPTER = [p for p in Failpoint if p.startswith("upload.")]
@@ -36,36 +29,10 @@ DEATHS = [
 CRITICAL = ("staged", "stored", "registering", "registered")
 
 
-class Victim:
-    """The process that dies, over and over (see `crash_child`)."""
-
-    def __init__(self) -> None:
-        self._server = start_child("from tests.jobs.crash_child import main; main()")
-
-    def run(self, data: Path, point: Failpoint, nth: int, lease: float = 0.0) -> int:
-        """One worker's life; returns the wait status."""
-        stdin, stdout = self._server.stdin, self._server.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("no pipes")
-        order = {"data": str(data), "point": point, "nth": nth, "lease": lease}
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        return int(stdout.readline())
-
-    def close(self) -> str:
-        """End it; returns what it had to complain about."""
-        try:
-            return self._server.communicate(timeout=30)[1]
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            raise
-
-
 @pytest.fixture(scope="module")
 def victim() -> Iterator[Victim]:
-    victim = Victim()
-    yield victim
-    assert victim.close() == ""
+    with Victim(work) as victim:
+        yield victim
 
 
 def check(bench: Bench) -> None:
@@ -117,22 +84,18 @@ def test_a_worker_killed_anywhere(
         done = bench.backlog.list("acme").items[0].status == "succeeded"
         assert done == ((point, nth) == (Failpoint.UPLOAD_REGISTERED, 2))
     never = Failpoint.DELETE_CLAIMED
-    assert victim.run(tmp_path, never, 1, lease=60) == (4 << 8 if done else 0)
-    with benched(tmp_path, limits_of_store=StoreLimits(grace_s=-1)) as bench:
+    assert victim.run(tmp_path, never, 1, LEASE) == (UNCLAIMED << 8 if done else 0)
+    with benched(tmp_path, limits_of_store=IMPATIENT) as bench:
         check(bench)
         (job,) = bench.backlog.list("acme").items
         assert (job.status, job.attempt) == ("succeeded", 1 if done else 2)
-        needed = "SELECT blob_id FROM versions WHERE status = 'active' UNION "
-        needed += "SELECT blob_id FROM files WHERE deleted_at IS NULL"
-        assert stored_blobs(tmp_path) == {b for (b,) in rows(tmp_path, needed)}
-        assert rows(tmp_path, "SELECT * FROM uploads") == []
-        assert temp_files(tmp_path) == []
+        check_nothing_is_left_over(tmp_path)
 
 
 def test_the_check_notices_a_version_that_no_job_tells_of(tmp_path: Path, victim: Victim) -> None:
     with benched(tmp_path) as bench:
         bench.submit(suffix="sql")
-    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, lease=60) == 0
+    assert victim.run(tmp_path, Failpoint.DELETE_CLAIMED, 1, LEASE) == 0
     with benched(tmp_path) as bench:
         check(bench)
         with bench.store.registry.write() as session:

@@ -8,6 +8,7 @@ database of its own there.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import secrets
@@ -20,15 +21,19 @@ from sqlalchemy.dialects import postgresql
 
 from gossamer.jobs.claiming import next_query
 from gossamer.jobs.views import JobLimits
-from tests.jobs import test_backlog, test_log, test_processes, test_zombies
+from tests.jobs import test_log, test_zombies
 from tests.jobs.support import Bench, benched
 from tests.store.support import Clock
 
 SERVER = os.environ.get("GOSSAMER_TEST_POSTGRESQL")
+MODULES = [
+    importlib.import_module(f"tests.jobs.test_{name}")
+    for name in ("backlog", "claiming", "log", "outcomes", "processes", "steering")
+]
 #: every test that needs a bench and nothing else
 SCENARIOS = [
     test
-    for module in (test_backlog, test_log, test_processes)
+    for module in MODULES
     for name, test in inspect.getmembers(module, inspect.isfunction)
     if name.startswith("test_") and list(inspect.signature(test).parameters) == ["bench"]
 ]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gossamer.jobs.errors import LeaseLost
 from gossamer.jobs.views import Claim, JobError, Progress
-from tests.jobs.support import LEASE, Bench, benched, everything
+from tests.jobs.support import LEASE, Bench, everything
 from tests.store.support import make_file, push, push_file, stored_blobs
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with benched(tmp_path) as bench:
-        yield bench
 
 
 def upload_result(bench: Bench, claim: Claim) -> None:

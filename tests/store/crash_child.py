@@ -1,17 +1,10 @@
-"""The victim of the crash tests: for every job on stdin, fork, work, and die by SIGKILL.
+"""What the victim of the crash tests does in one life: several workers at one store.
 
-Run as a script. It imports once and forks for each job, before anything has started a thread, so 50
-crashes cost 50 forks and not 50 starts of the interpreter. A job is a JSON object:
-
-    data    the data folder
-    point   the failpoint to die at
-    nth     the how-manieth passing of it
-    threads for each worker its list of ["upload", name, seed] and ["delete", name] of adapters, and
-            of ["put", name, seed] and ["drop", name] of files: the latter drops the oldest one
+Each has a list of operations: ["upload", name, seed] and ["delete", name] of adapters, and
+["put", name, seed] and ["drop", name] of files: the latter drops the oldest one.
 
 What a worker is about to do and what was acknowledged to it goes to `journal` in the data folder,
-one line each, by single writes that outlive the process. The answer on stdout is the job's exit
-status as `os.waitpid` gives it: 9 for SIGKILL.
+one line each, by single writes that outlive the process.
 """
 
 from __future__ import annotations
@@ -19,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,7 +19,7 @@ from typing import Any
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.errors import AdapterNotFound
 from gossamer.store.catalog.opening import Store
-from gossamer.store.failpoints import Failpoint, KillAt
+from gossamer.store.failpoints import Hook
 from tests.store.support import BASE, make_file, push_file
 
 
@@ -46,9 +38,8 @@ def perform(catalog: Catalog, kind: str, name: str, seed: int = 0) -> None:
             catalog.files.delete("acme", file.id)
 
 
-def work(job: dict[str, Any]) -> None:
-    """Do a job's operations, each thread its own."""
-    data = Path(job["data"])
+def work(data: Path, hook: Hook, *workers: list[list[Any]]) -> int:
+    """Do every worker's operations, each in a thread of its own."""
     journal = os.open(data / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def note(what: str, operation: list[Any]) -> None:
@@ -60,33 +51,12 @@ def work(job: dict[str, Any]) -> None:
             perform(catalog, *operation)
             note("done", operation)
 
-    hook = KillAt(Failpoint(job["point"]), job["nth"])
     with Store(data, BASE, owner=True, failpoint=hook, busy_timeout_s=60) as store:
         threads = [
-            threading.Thread(target=run, args=(store.catalog, operations))
-            for operations in job["threads"]
+            threading.Thread(target=run, args=(store.catalog, operations)) for operations in workers
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-
-
-def main() -> None:
-    """Answer every line of stdin."""
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                work(json.loads(line))
-                status = 0
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        print(status, flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from gossamer.store.catalog.door import Catalog
+from gossamer.store.catalog.names import Ref
 from gossamer.store.catalog.opening import Store
-from gossamer.store.catalog.views import BaseInfo, FileInfo, Purpose, VersionInfo
+from gossamer.store.catalog.views import BaseInfo, FileInfo, Purpose, StoreLimits, VersionInfo
 from gossamer.store.delta import Delta, DeltaSet
+from gossamer.store.failpoints import Failpoint
 from gossamer.store.files import Files
 from gossamer.store.format import digest, write
 
@@ -35,6 +37,30 @@ OTHER_BASE = BaseInfo(
     fingerprint="sha256:" + hashlib.sha256(b"other").hexdigest(),
     table=BASE.table,
 )
+#: A file to train on.
+LINE = b'{"prompt": "a", "completion": "b"}\n'
+#: A recovery under them spares nothing for being fresh.
+IMPATIENT = StoreLimits(grace_s=-1)
+#: What an upload, then a delete, of a file passes, in their order: its bytes go the way of an
+#: adapter's; it is not validated, and registered by its own rows.
+FILE_UPLOAD_POINTS = [
+    Failpoint.UPLOAD_SPOOLING,
+    Failpoint.UPLOAD_SPOOLED,
+    Failpoint.UPLOAD_SYNCED,
+    Failpoint.FILE_STAGING,
+    Failpoint.FILE_STAGED,
+    Failpoint.UPLOAD_RENAMED,
+    Failpoint.UPLOAD_STORED,
+    Failpoint.FILE_REGISTERING,
+    Failpoint.FILE_REGISTERED,
+]
+FILE_DELETE_POINTS = [
+    Failpoint.FILE_TOMBSTONING,
+    Failpoint.FILE_TOMBSTONED,
+    Failpoint.DELETE_CLAIMED,
+    Failpoint.DELETE_UNLINKED,
+    Failpoint.DELETE_COLLECTED,
+]
 
 
 class Clock:
@@ -92,6 +118,12 @@ def push(
     return catalog.upload(tenant, name, [make_file(seed)], **options)
 
 
+def meaning(catalog: Catalog, ref: str | Ref, tenant: str = "acme") -> str:
+    """The digest that a reference stands for."""
+    with catalog.resolve(tenant, [ref]) as resolution:
+        return resolution.versions[0].digest
+
+
 def push_file(
     files: Files,
     filename: str,
@@ -106,9 +138,28 @@ def push_file(
         return files.upload(tenant, filename, purpose, spool, **options)
 
 
+def read_file(files: Files, file: FileInfo | str, tenant: str = "acme", **options: Any) -> bytes:
+    """The content of a file, given itself or its id."""
+    file_id = file if isinstance(file, str) else file.id
+    with files.content(tenant, file_id, **options) as path:
+        return path.read_bytes()
+
+
+def filenames(files: Files, **options: Any) -> list[str]:
+    """The names on one page of acme's files."""
+    return [f.filename for f in files.list("acme", **options).items]
+
+
 def blob_path(data: Path, blob_id: str) -> Path:
     """Where a blob lies in a data folder."""
     return data / "store" / "blobs" / blob_id[:2] / blob_id
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage a file, in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
 
 
 def stored_blobs(data: Path) -> set[str]:
@@ -157,3 +208,16 @@ def rows(data: Path, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
+
+
+def check_nothing_is_left_over(data: Path) -> None:
+    """After a recovery without patience: exactly the blobs that versions and files name, and no
+    temp file."""
+    needed = {b for (b,) in rows(data, "SELECT blob_id FROM versions WHERE status = 'active'")}
+    needed |= {b for (b,) in rows(data, "SELECT blob_id FROM files WHERE deleted_at IS NULL")}
+    assert stored_blobs(data) == needed
+    assert {b for (b,) in rows(data, "SELECT id FROM blobs")} == needed
+    assert rows(data, "SELECT * FROM uploads") == []
+    assert temp_files(data) == []
+    assert rows(data, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(data, "PRAGMA foreign_key_check") == []

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,78 +16,37 @@ import pytest
 
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.errors import AdapterCorrupt, AdapterNotFound, FileCorrupt
-from gossamer.store.catalog.views import StoreLimits
 from gossamer.store.failpoints import Failpoint
 from gossamer.store.format import digest
+from tests.store.crash_child import work
 from tests.store.support import (
+    FILE_DELETE_POINTS,
+    FILE_UPLOAD_POINTS,
+    IMPATIENT,
     blob_path,
+    check_nothing_is_left_over,
     make_digest,
     make_file,
     opened,
     push,
     push_file,
-    rows,
-    start_child,
-    stored_blobs,
     temp_files,
 )
+from tests.store.victims import KILLED, Victim
 
 UPLOAD_POINTS = [p for p in Failpoint if p.startswith("upload.")]
 DELETE_POINTS = [p for p in Failpoint if p.startswith("delete.")]
-# A file's bytes go the way of an adapter's; it is not validated, and registered by its own rows.
-FILE_UPLOAD_POINTS = [
-    *(p for p in UPLOAD_POINTS if p in {"upload.spooling", "upload.spooled", "upload.synced"}),
-    Failpoint.FILE_STAGING,
-    Failpoint.FILE_STAGED,
-    Failpoint.UPLOAD_RENAMED,
-    Failpoint.UPLOAD_STORED,
-    Failpoint.FILE_REGISTERING,
-    Failpoint.FILE_REGISTERED,
-]
-FILE_DELETE_POINTS = [
-    Failpoint.FILE_TOMBSTONING,
-    Failpoint.FILE_TOMBSTONED,
-    Failpoint.DELETE_CLAIMED,
-    Failpoint.DELETE_UNLINKED,
-    Failpoint.DELETE_COLLECTED,
-]
-KILLED = 9
+SEEDS = 12
 
 #: the seeds of an adapter's versions, oldest first and the last one current; or of the files of one
 #: name, oldest first
 State = tuple[int, ...]
 
 
-class Victim:
-    """The process that dies, over and over (see `crash_child`)."""
-
-    def __init__(self) -> None:
-        self._server = start_child("from tests.store.crash_child import main; main()")
-
-    def run(self, data: Path, point: Failpoint, nth: int, *threads: list[list[Any]]) -> int:
-        """Do the threads' operations, die at the point; returns the wait status."""
-        stdin, stdout = self._server.stdin, self._server.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("no pipes")
-        job = {"data": str(data), "point": point, "nth": nth, "threads": threads}
-        stdin.write(json.dumps(job) + "\n")
-        stdin.flush()
-        return int(stdout.readline())
-
-    def close(self) -> str:
-        """End it; returns what it had to complain about."""
-        try:
-            return self._server.communicate(timeout=30)[1]
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            raise
-
-
 @pytest.fixture(scope="module")
 def victim() -> Iterator[Victim]:
-    victim = Victim()
-    yield victim
-    assert victim.close() == ""
+    with Victim(work) as victim:
+        yield victim
 
 
 @dataclass
@@ -144,23 +102,6 @@ def find_files(catalog: Catalog) -> dict[str, State]:
             seed = seeds[hashlib.sha256(path.read_bytes()).hexdigest()]
         found[file.filename] = (*found.get(file.filename, ()), seed)
     return found
-
-
-SEEDS = 12
-IMPATIENT = StoreLimits(grace_s=-1)
-
-
-def check_nothing_is_left_over(data: Path) -> None:
-    """After a recovery without patience: exactly the blobs that versions and files name, and no
-    temp file."""
-    needed = {b for (b,) in rows(data, "SELECT blob_id FROM versions WHERE status = 'active'")}
-    needed |= {b for (b,) in rows(data, "SELECT blob_id FROM files WHERE deleted_at IS NULL")}
-    assert stored_blobs(data) == needed
-    assert {b for (b,) in rows(data, "SELECT id FROM blobs")} == needed
-    assert rows(data, "SELECT * FROM uploads") == []
-    assert temp_files(data) == []
-    assert rows(data, "PRAGMA integrity_check") == [("ok",)]
-    assert rows(data, "PRAGMA foreign_key_check") == []
 
 
 def prepare(data: Path) -> None:

@@ -6,18 +6,19 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gossamer.store.catalog.errors import AdapterCorrupt, AdapterNotFound
 from gossamer.store.catalog.opening import Store
+from gossamer.store.catalog.views import VersionInfo
 from gossamer.store.failpoints import Failpoint
 from gossamer.store.format import digest
 from tests.store.support import (
     ROOT,
     blob_path,
+    flip_a_bit,
     make_digest,
     make_file,
     opened,
@@ -27,18 +28,6 @@ from tests.store.support import (
     stored_blobs,
     temp_files,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with opened(tmp_path, ("acme", "zeta")) as store:
-        yield store
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
 
 
 def test_a_flipped_bit_is_found_and_the_version_quarantined(
@@ -69,21 +58,23 @@ def test_a_missing_blob_is_damage_too(store: Store, tmp_path: Path) -> None:
     assert store.catalog.show("acme", "sql").versions[0].status == "corrupt"
 
 
-def test_every_version_of_a_damaged_blob_is_marked(store: Store, tmp_path: Path) -> None:
+def push_twice_and_damage(store: Store, data: Path) -> VersionInfo:
+    """One file in two tenants' versions, found damaged; returns the first."""
     version = push(store.catalog, "sql", 1)
     push(store.catalog, "copy", 1, tenant="zeta")
-    flip_a_bit(blob_path(tmp_path, version.blob_id))
+    flip_a_bit(blob_path(data, version.blob_id))
     with pytest.raises(AdapterCorrupt):
         store.catalog.open(version.digest)
+    return version
+
+
+def test_every_version_of_a_damaged_blob_is_marked(store: Store, tmp_path: Path) -> None:
+    push_twice_and_damage(store, tmp_path)
     assert store.catalog.show("zeta", "copy").versions[0].status == "corrupt"
 
 
 def test_uploading_the_file_again_restores_it(store: Store, tmp_path: Path) -> None:
-    version = push(store.catalog, "sql", 1)
-    push(store.catalog, "copy", 1, tenant="zeta")
-    flip_a_bit(blob_path(tmp_path, version.blob_id))
-    with pytest.raises(AdapterCorrupt):
-        store.catalog.open(version.digest)
+    version = push_twice_and_damage(store, tmp_path)
     assert push(store.catalog, "sql", 1) == version
     assert digest(store.catalog.open(version.digest)) == version.digest
     with store.catalog.resolve("zeta", ["copy"]):

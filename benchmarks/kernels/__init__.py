@@ -1,0 +1,1 @@
+"""The CPU's kernels on shapes of a small model: `python -m benchmarks.kernels`."""
