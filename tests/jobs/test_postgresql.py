@@ -1,16 +1,13 @@
-"""The same backlog on PostgreSQL.
+"""The same backlog on PostgreSQL: what can be said without a server, then everything on one.
 
-What can be said without a server runs always: the statement that takes a job. The rest runs where
-`$GOSSAMER_TEST_POSTGRESQL` is the URL of a server on which databases may be made, for instance
-`postgresql+psycopg://postgres@localhost/postgres`, and psycopg is installed; each test has a
-database of its own there.
+Each test has a database of its own. Without a server, and without the programs to start one, they
+are left out (see `tests.postgres`).
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +18,11 @@ from sqlalchemy.dialects import postgresql
 
 from gossamer.jobs.claiming import next_query
 from gossamer.jobs.views import JobLimits
+from tests import postgres
 from tests.jobs import test_log, test_zombies
 from tests.jobs.support import Bench, benched
 from tests.store.support import Clock
 
-SERVER = os.environ.get("GOSSAMER_TEST_POSTGRESQL")
 MODULES = [
     importlib.import_module(f"tests.jobs.test_{name}")
     for name in ("backlog", "claiming", "log", "outcomes", "processes", "steering")
@@ -37,13 +34,18 @@ SCENARIOS = [
     for name, test in inspect.getmembers(module, inspect.isfunction)
     if name.startswith("test_") and list(inspect.signature(test).parameters) == ["bench"]
 ]
-needs_server = pytest.mark.skipif(SERVER is None, reason="no $GOSSAMER_TEST_POSTGRESQL")
+needs_server = pytest.mark.skipif(not postgres.available(), reason="PostgreSQL is not installed")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[sa.URL]:
+    with postgres.serving() as url:
+        yield sa.make_url(url)
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def url(server: sa.URL) -> Iterator[str]:
     """A new, empty database."""
-    server = sa.make_url(SERVER or "")
     name = f"gossamer_test_{secrets.token_hex(6)}"
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
