@@ -91,7 +91,7 @@ def _rate(value: float, optimizer: str = "adamw") -> dict[str, Any]:
 
 
 #: Learning rates, by what is trained.
-DENSE, LOTA, LORA, SPARTA, MCS = _rate(1e-4), _rate(3e-4), _rate(3e-3), _rate(4e-3), _rate(2e-3)
+DENSE, LOTA, LORA, SPARTA, MCS = _rate(3e-4), _rate(3e-4), _rate(3e-3), _rate(4e-3), _rate(2e-3)
 
 BASE = Arm("base", "")
 CHOICE = Arm("base-choice", "")
