@@ -63,6 +63,17 @@ class Results:
             and (line["after"].startswith(first) if first else not line["after"])
         ]  # fmt: skip
 
+    def timed(self, arm: Arm, task: str, *, after: Arm | None = None) -> list[Line]:
+        """An arm's lines, and those of its other learning rates: they take as long."""
+        other_rates = f"{arm.name}~{arm.settings['optimizer']}-"
+        return [
+            *self.of(arm, task, after=after),
+            *(
+                line for line in self.lines
+                if after is None and line["arm"].startswith(other_rates) and line["task"] == task
+            ),
+        ]  # fmt: skip
+
     def right(self, arm: Arm, task: str, *, after: Arm | None = None, judged: str = "") -> BySeed:
         """Seed → bool per held-out example."""
         found = self.of(arm, task, after=after, judged=judged)
@@ -101,9 +112,8 @@ def gains(results: Results) -> str:
         cells = [title]
         for task in TASKS:
             after = LOTA_90 if arm is LOTTO_90 else None
-            found = results.of(arm, task, after=after)
             cells.append(_seeds(results.right(arm, task, after=after)))
-            cells.append(_minutes(found))
+            cells.append(_minutes(results.timed(arm, task, after=after)))
         rows.append(cells)
     base = [
         ["base, free", *_base(results, BASE)],
