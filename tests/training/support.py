@@ -70,7 +70,7 @@ def run_of(
     defaults = {"batch_size": 8, "max_steps": 4, "learning_rate": 1e-2, "device": "cpu"}
     given: dict[str, Any] = {
         name: settings.pop(name)
-        for name in ("folder", "stop", "watcher", "model")
+        for name in ("folder", "stop", "watcher", "model", "keep")
         if name in settings
     }
     config = TrainConfig.of(

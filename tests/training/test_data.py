@@ -1,12 +1,13 @@
 """Reading examples: what is wrong is said with the file, the line and the field."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from gossamer.training.data import Completion, Conversation, read_examples
-from gossamer.training.errors import DataError
+from gossamer.training.errors import DataError, StoppedError
 from tests.training.support import write_jsonl
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -31,6 +32,11 @@ def test_blank_lines_and_a_byte_order_mark_are_no_examples(tmp_path: Path) -> No
 
 def message(role: object, content: object) -> dict[str, object]:
     return {"role": role, "content": content}
+
+
+YES = message("assistant", "b")
+PART = {"type": "text", "text": "a"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
 @pytest.mark.parametrize(
@@ -72,8 +78,35 @@ def message(role: object, content: object) -> dict[str, object]:
             "messages[0].role",
             "before it",
         ),
+        ({"messages": [{**message("user", "a"), "weight": 1}, YES]}, "messages[0].weight", "only"),
+        ({"messages": [message("user", "a"), {**YES, "weight": 2}]}, "messages[1].weight",
+         "equal to 1"),
+        ({"messages": [message("user", "a"), {**YES, "weight": True}]}, "messages[1].weight",
+         "integer"),
+        ({"messages": [message("user", "a"), {**YES, "weight": 0}]}, "messages", "weight 0"),
+        ({"messages": [{**message("user", "a"), "name": 5}, YES]}, "messages[0].name", "string"),
+        ({"messages": [{**message("user", "a"), "nam": "b"}, YES]}, "messages[0].nam", "not perm"),
+        ({"messages": [message("user", []), YES]}, "messages[0].content", "at least 1"),
+        ({"messages": [message("user", [""]), YES]}, "messages[0].content[0]", "a part is"),
+        ({"messages": [message("user", [PART, IMAGE]), YES]}, "messages[0].content[1].type",
+         "'image_url'"),
+        ({"messages": [message("user", [{"type": "text"}]), YES]}, "messages[0].content[0].text",
+         "string"),
+        ({"messages": [message("user", [{**PART, "x": 1}]), YES]}, "messages[0].content[0].x",
+         "not permitted"),
+        ({**CHAT, "tools": []}, "tools", "tools are not trained"),
+        ({**CHAT, "functions": [{}]}, "functions", "tools are not trained"),
+        ({**CHAT, "parallel_tool_calls": False}, "parallel_tool_calls", "tools are not trained"),
+        ({"messages": [message("user", "a"), {"role": "assistant", "tool_calls": [{}]}]},
+         "messages[1].tool_calls", "tools are not trained"),
+        ({"messages": [message("user", "a"), {**YES, "function_call": {}}]},
+         "messages[1].function_call", "tools are not trained"),
+        ({"messages": [message("user", "a"), {**YES, "refusal": "no"}]}, "messages[1].refusal",
+         "content"),
+        ({"messages": [message("user", "a"), message("tool", "b"), YES]}, "messages[1].role",
+         "tools are not trained"),
     ],
-)
+)  # fmt: skip
 def test_an_error_names_the_line_and_the_field(
     tmp_path: Path, row: object, field: str | None, problem: str
 ) -> None:
@@ -112,3 +145,50 @@ def test_the_digest_is_of_the_examples_not_of_their_spelling(tmp_path: Path) -> 
     assert read_examples(plain).digest == read_examples(spaced).digest
     other = write_jsonl(tmp_path / "c.jsonl", [CHAT, GOOD])
     assert read_examples(plain).digest != read_examples(other).digest
+
+
+def test_openai_fields_are_taken_and_one_example_has_one_digest(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    rich = {"messages": [{**message("developer", parts), "name": None}, {**YES, "weight": 1}]}
+    plain = {"messages": [message("system", "a b"), YES]}
+    example = read_examples(write_jsonl(tmp_path / "a.jsonl", [rich])).located[0].example
+    assert isinstance(example, Conversation)
+    assert [one.plain() for one in example.messages] == plain["messages"]
+    assert example.messages[1].trained
+    digests = [
+        read_examples(write_jsonl(tmp_path / "b.jsonl", [{"messages": messages}])).digest
+        for messages in (
+            plain["messages"],
+            rich["messages"],
+            [{**message("system", "a b"), "name": "ann"}, YES],
+            [message("system", "a b"), {**YES, "weight": 0}, YES],
+            [message("system", "a b"), YES, YES],
+        )
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+def test_the_digest_of_plain_examples_is_what_it_ever_was(tmp_path: Path) -> None:
+    """A run that was cut off before an upgrade goes on after it."""
+    file = write_jsonl(tmp_path / "a.jsonl", [GOOD, CHAT])
+    text = (
+        '{"prompt":"a","completion":"b"}\n'
+        '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
+    )
+    assert read_examples(file).digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_reading_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "data.jsonl", [GOOD] * 400)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) == 3
+
+    with pytest.raises(StoppedError) as caught:
+        read_examples(file, stop=stop)
+    assert (caught.value.step, caught.value.resumable) == (0, False)
+    assert len(asked) == 3
+    assert len(read_examples(file).located) == 400

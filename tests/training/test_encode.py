@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.tokenization_python import PythonBackend
 
+from gossamer.base.errors import UnsupportedBaseError
 from gossamer.training.batches import IGNORED, collate
 from gossamer.training.data import read_examples
 from gossamer.training.encode import Encoded, encode_examples
-from gossamer.training.errors import DataError
+from gossamer.training.errors import DataError, StoppedError
 from gossamer.training.trainee import Trainee
 from tests.tiny import ARCHS, EOS_ID, tiny_model, tiny_tokenizer
 from tests.training.support import write_jsonl
@@ -99,6 +101,58 @@ def test_long_examples_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (len(encoded.fitting), encoded.dropped) == (1, 1)
     with pytest.raises(DataError, match="no example fits"):
         encode_examples(examples, TOKENIZER, 2)
+
+
+def test_encoding_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}] * 400
+    examples = read_examples(write_jsonl(tmp_path / "data.jsonl", rows))
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) == 2
+
+    with pytest.raises(StoppedError):
+        encode_examples(examples, TOKENIZER, 512, stop=stop)
+    assert len(asked) == 2
+    assert len(encode_examples(examples, TOKENIZER, 512, stop=lambda: False).fitting) == 400
+
+
+class Letters(PythonBackend):
+    """A tokenizer in Python, which cannot say where its tokens lie."""
+
+    def __init__(self) -> None:
+        self._letters = ["</s>", *map(chr, range(32, 127))]
+        super().__init__(eos_token="</s>", unk_token="</s>", chat_template="{{ messages }}")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._letters)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {letter: index for index, letter in enumerate(self._letters)}
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._letters.index(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._letters[index]
+
+
+def test_a_tokenizer_that_cannot_say_where_its_tokens_lie_takes_completions(tmp_path: Path) -> None:
+    tokenizer = Letters()
+    assert not tokenizer.is_fast
+    row = {"prompt": "ab", "completion": "cd"}
+    examples = read_examples(write_jsonl(tmp_path / "data.jsonl", [row]))
+    (encoded,) = encode_examples(examples, tokenizer, 512).fitting
+    assert encoded.ids.tolist() == [*map(tokenizer._convert_token_to_id, "abcd"), 0]
+    assert encoded.trained.tolist() == [False, False, True, True, True]
+    examples = read_examples(write_jsonl(tmp_path / "chat.jsonl", [{"messages": CHAT}]))
+    with pytest.raises(UnsupportedBaseError, match="where"):
+        encode_examples(examples, tokenizer, 512)
 
 
 def examples_of(tmp_path: Path) -> list[Encoded]:

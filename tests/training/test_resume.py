@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gossamer.base.load import BaseFiles
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import digest
-from gossamer.training import Silent, Step
+from gossamer.training import Evaluation, Silent, Step
 from gossamer.training.checkpoints import FORMAT, Result, WorkFolder
 from gossamer.training.errors import StoppedError, WorkFolderError
 from gossamer.training.run import TrainResult
@@ -23,6 +24,8 @@ from tests.training.support import counting_examples, run_of, write_jsonl
 ROOT = Path(__file__).parents[2]
 KILLED = 9
 SELECT = {"targets": "q,k", "calibration_steps": 2}
+RANDOM = {"targets": "q,k", "mask": "random"}
+GIVEN = {"targets": "q,k", "mask_from": "a"}
 RUNS: list[tuple[str, dict[str, Any]]] = [
     ("sparta", {"density": 0.02}),
     ("lota", SELECT),
@@ -37,28 +40,43 @@ IDS = ["sparta", "lota", "lota-iterated", "lotto", "mcs", "full", "lora"]
 
 @pytest.fixture(scope="module")
 def parent(base: BaseFiles, data: Path) -> DeltaSet:
-    return run_of(base, data, "lota", {**SELECT, "mask": "random"}, max_steps=1).delta_set
+    return run_of(base, data, "lota", RANDOM, max_steps=1).delta_set
 
 
 class StopAfter:
-    """Stop after so many steps of each attempt."""
+    """Stop after so many steps of each attempt, whenever it is asked."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self._hook = register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.steps -= 1
 
     def __call__(self) -> bool:
-        self.steps -= 1
         return self.steps <= 0
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
 
 
 class Steps(Silent):
-    """The numbers of the steps that were made."""
+    """The steps that were made and the evaluations, by number, and the tokens that were told."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
+        self.evaluations: list[int] = []
+        self.tokens: list[int] = []
 
     def stepped(self, event: Step) -> None:
         self.seen.append(event.step)
+        self.tokens.append(event.tokens)
+
+    def evaluated(self, event: Evaluation) -> None:
+        self.evaluations.append(event.step)
 
 
 def in_pieces(
@@ -68,7 +86,8 @@ def in_pieces(
     steps = Steps()
     for _ in range(40):
         try:
-            return run(folder=folder, stop=StopAfter(after), watcher=steps), steps
+            with StopAfter(after) as stop:
+                return run(folder=folder, stop=stop, watcher=steps), steps
         except StoppedError as error:
             stopped = error
         assert stopped.resumable
@@ -101,6 +120,9 @@ def test_stopped_after_any_step_it_goes_on(
         result, steps = in_pieces(tmp_path / str(after), after, run)
         assert_same(result, whole)
         assert steps.seen == list(range(1, count + 1))  # none twice, and none left out
+        assert steps.evaluations == [made.step for made in whole.evaluations]
+        assert steps.tokens == sorted(set(steps.tokens))
+        assert steps.tokens[-1] == whole.tokens
     again = run(folder=tmp_path / "1")  # it has ended: nothing is left to do
     assert_same(again, whole)
     if method == "mcs":
@@ -123,9 +145,61 @@ def test_accumulated_packed_16_bit_steps_are_resumed_too(
     assert steps.seen == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_stop_without_a_folder_says_that_it_cannot_go_on(base: BaseFiles, data: Path) -> None:
+class StopInEvaluation:
+    """Stop when it is asked for the second time since a step: in the midst of an evaluation."""
+
+    def __init__(self, steps: Steps, step: int) -> None:
+        self._steps, self._step = steps, step
+        self._asked = 0
+
+    def __call__(self) -> bool:
+        made = self._steps.seen[-1] if self._steps.seen else 0
+        self._asked = self._asked + 1 if made == self._step else 0
+        return self._asked >= 2
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 5])
+@pytest.mark.parametrize("method", ["sparta", "lota"])
+def test_stopped_in_an_evaluation_it_goes_on_with_it(
+    method: str, step: int, base: BaseFiles, data: Path, tmp_path: Path
+) -> None:
+    """Before the first step, on the way, on the way at a checkpoint, and after the last step."""
+    parameters = SELECT if method == "lota" else {}
+    before = 2 if method == "lota" else 0
+    step = step + before if step else 0
+    kept: list[tuple[int, float | None]] = []
+
+    def run(**given: Any) -> TrainResult:
+        return run_of(
+            base, data, method, parameters, max_steps=5, eval_data=data, eval_steps=1,
+            batch_size=3, checkpoint_steps=3,
+            keep=lambda at, _, metrics: kept.append((at, metrics.get("valid_loss"))), **given,
+        )  # fmt: skip
+
+    whole = run()
+    expected = kept.copy()
+    kept.clear()
+    steps = Steps()
     with pytest.raises(StoppedError) as caught:
-        run_of(base, data, "sparta", {}, stop=StopAfter(2))
+        run(folder=tmp_path, stop=StopInEvaluation(steps, step), watcher=steps)
+    assert (caught.value.step, caught.value.resumable) == (step, True)
+    assert steps.evaluations == [made.step for made in whole.evaluations if made.step < step]
+    assert not any(at == step for at, _ in kept), "it is kept with what the evaluation says"
+    # As long as somebody wants it stopped it makes nothing, and loses nothing.
+    with pytest.raises(StoppedError) as caught:
+        run(folder=tmp_path, stop=lambda: True, watcher=steps)
+    assert (caught.value.step, caught.value.resumable) == (step, True)
+    result = run(folder=tmp_path, watcher=steps)
+    assert_same(result, whole)
+    assert result.losses[-1] == whole.losses[-1]
+    assert steps.seen == list(range(1, len(whole.losses) + 1))
+    assert steps.evaluations == [made.step for made in whole.evaluations]
+    assert kept == expected
+
+
+def test_a_stop_without_a_folder_says_that_it_cannot_go_on(base: BaseFiles, data: Path) -> None:
+    with pytest.raises(StoppedError) as caught, StopAfter(2) as stop:
+        run_of(base, data, "sparta", {}, stop=stop)
     assert (caught.value.step, caught.value.resumable) == (2, False)
 
 
@@ -133,20 +207,20 @@ def test_a_folder_of_another_run_is_refused(
     base: BaseFiles, data: Path, parent: DeltaSet, tmp_path: Path
 ) -> None:
     def run(**given: Any) -> TrainResult:
-        chosen = {"parameters": {**SELECT, "mask_from": "a"}, "adapters": {"a": parent}, **given}
+        chosen = {"parameters": GIVEN, "adapters": {"a": parent}, **given}
         return run_of(
             base, chosen.pop("file", data), "lota", folder=tmp_path, max_steps=2, **chosen
         )
 
-    with pytest.raises(StoppedError):
-        run(stop=StopAfter(1))
+    with pytest.raises(StoppedError), StopAfter(1) as stop:
+        run(stop=stop)
     before = sorted(tmp_path.rglob("*"))
     more = write_jsonl(tmp_path.with_name("more.jsonl"), counting_examples(13))
-    other = run_of(base, data, "lota", {**SELECT, "mask": "random"}, max_steps=1, seed=3)
+    other = run_of(base, data, "lota", RANDOM, max_steps=1, seed=3)
     for given in (
         {"learning_rate": 1e-3},
         {"seed": 1},
-        {"parameters": {**SELECT, "mask_from": "a", "sparsity": 0.5}},
+        {"parameters": {**GIVEN, "targets": "q"}},
         {"file": more},
         {"adapters": {"a": other.delta_set}},  # the name has come to mean another version
     ):
@@ -165,8 +239,8 @@ def test_a_folder_of_another_version_of_the_program_is_refused(
     def run(**given: Any) -> TrainResult:
         return run_of(base, data, "sparta", {}, folder=tmp_path, eval_data=data, **given)
 
-    with pytest.raises(StoppedError):
-        run(stop=StopAfter(1))
+    with pytest.raises(StoppedError), StopAfter(1) as stop:
+        run(stop=stop)
     known = tmp_path / "run.json"
     identity = known.read_text()
     older = json.loads(identity)

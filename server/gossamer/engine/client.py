@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gossamer import merge
+from gossamer.base.ends import end_tokens
 from gossamer.engine import probe
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.errors import (
@@ -100,7 +101,7 @@ class Engine:
         self.config = config
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.eos = _eos(model, tokenizer)
+        self.eos = end_tokens(tokenizer, model.generation_config)
         self._decoder = TokenizerDecoder(tokenizer)
         self._fingerprint = fingerprint
         page_bytes = Geometry.of(model).page_bytes(config.page_size, model.dtype, config.kernels)
@@ -336,14 +337,3 @@ class Engine:
 
 def _wait(event: threading.Event) -> None:
     event.wait()
-
-
-def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text: those of the generation config, and the tokenizer's own."""
-    found: set[int] = set()
-    for ids in (
-        model.generation_config.eos_token_id if model.generation_config else None,
-        tokenizer.eos_token_id,
-    ):
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return frozenset(found)

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gossamer.training.errors import WorkFolderError
+from gossamer.training.sparse import TrainedLayer
 
 #: Of what lies in a work folder; 2: evaluations have an exact match.
 FORMAT = 2
 _MARK = "complete"
 _RESULT, _NOTES, _HISTORY = "result.safetensors", "notes.json", "history.json"
 _RUN, _ADAPTERS = "run.json", "adapters.json"
-_CHECKPOINT = "checkpoint-"
+_CHECKPOINT, _VALUES = "checkpoint-", "values.safetensors"
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,35 @@ class PhaseFolder:
         found = [path for path in self.path.glob(_CHECKPOINT + "*") if (path / _MARK).exists()]
         if not found:
             return None
-        newest = max(found, key=lambda path: int(path.name.removeprefix(_CHECKPOINT)))
+        newest = max(found, key=step_of)
         return newest, json.loads((newest / _HISTORY).read_text())
+
+
+def save_layers(layers: Mapping[str, TrainedLayer], checkpoint: Path) -> None:
+    """Write what is trained, by `<weight>|<name of the tensor>`, into a folder, made if missing."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    state = {
+        f"{weight}|{name}": tensor.detach().cpu().contiguous()
+        for weight, layer in layers.items()
+        for name, tensor in layer.trained_state().items()
+    }
+    save_file(state, checkpoint / _VALUES)
+
+
+def load_layers(layers: Mapping[str, TrainedLayer], checkpoint: Path) -> None:
+    """Give the layers back what `save_layers` has written of them, and the model with them."""
+    state = load_file(checkpoint / _VALUES)
+    for weight, layer in layers.items():
+        mine = {
+            key.rpartition("|")[2]: t for key, t in state.items() if key.startswith(f"{weight}|")
+        }
+        layer.load_trained_state(mine)
+        layer.write()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of its phase after which a checkpoint was made."""
+    return int(checkpoint.name.removeprefix(_CHECKPOINT))
 
 
 def _write(path: Path, text: str) -> None:

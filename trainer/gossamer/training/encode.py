@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from gossamer.training.data import Completion, Conversation, Examples
+from gossamer.training.conversation import encode_conversation
+from gossamer.training.data import Completion, Examples, unless_stopped
 from gossamer.training.errors import DataError
+from gossamer.training.tokens import continuation, tokens_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +42,44 @@ class EncodedExamples:
     dropped: int
 
 
-def encode_examples(examples: Examples, tokenizer: Tokenizer, max_length: int) -> EncodedExamples:
+def encode_examples(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    ends: Collection[int] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> EncodedExamples:
     """All examples of a file in tokens; those longer than `max_length` are left out and counted.
 
     Prompts are tokenised as at serving time: a prompt with the tokenizer's special tokens, a
-    conversation by its chat template. A completion ends with the end-of-sequence token.
+    conversation by its chat template. An answer ends with a token at which the server stops, and
+    nothing is trained behind that; `encode_conversation` says what becomes of what a template
+    writes there.
+
+    Args:
+        ends: tokens at which the server stops (`gossamer.training.ends`); None: the tokenizer's
+            end-of-sequence token alone.
+        stop: asked every few dozen examples.
 
     Raises:
         DataError: no example fits, or the tokenizer's template cannot render one.
+        StoppedError: `stop` said so.
+        UnsupportedBaseError: there are conversations, and the tokenizer cannot say where in a text
+            its tokens lie.
     """
+    own = tokenizer.eos_token_id
+    if ends is None:
+        ends = () if own is None else (own,)
+    end = min(ends, default=None) if own is None else own
     fitting = []
-    for located in examples.located:
+    for located in unless_stopped(examples.located, stop):
         example = located.example
         if isinstance(example, Completion):
-            encoded = _completion(example, tokenizer)
+            parts = _completion(example, tokenizer, ends, end)
         else:
-            encoded = _conversation(example, tokenizer, examples.file, located.line)
+            parts = encode_conversation(tokenizer, example, ends, end, examples.file, located.line)
+        encoded = _encoded(parts)
         if not encoded.trained.any():
             raise DataError(examples.file, "it has no token to train on", located.line)
         if encoded.ids.size <= max_length:
@@ -68,62 +89,15 @@ def encode_examples(examples: Examples, tokenizer: Tokenizer, max_length: int) -
     return EncodedExamples(fitting, len(examples.located) - len(fitting))
 
 
-def _completion(example: Completion, tokenizer: Tokenizer) -> Encoded:
-    prompt = tokenizer(example.prompt)["input_ids"]
-    whole = tokenizer(example.prompt + example.completion)["input_ids"]
-    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
-        completion = whole[len(prompt) :]
-    else:
-        # The border runs through a token of the whole text; a served prompt ends at the border.
-        completion = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is not None and completion[-1:] != [tokenizer.eos_token_id]:
-        completion = [*completion, tokenizer.eos_token_id]
-    return _encoded([(prompt, False), (completion, True)])
-
-
-def _conversation(example: Conversation, tokenizer: Tokenizer, file: Path, line: int) -> Encoded:
-    messages = [message.model_dump() for message in example.messages]
-    parts: list[tuple[list[int], bool]] = []
-    done = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        field = f"messages[{index}]"
-        try:
-            prompt = _render(tokenizer, messages[:index], generate=True)
-            answered = _render(tokenizer, messages[: index + 1], generate=False)
-        except (TemplateError, ValueError, TypeError) as error:
-            raise DataError(file, f"the chat template refuses it: {error}", line, field) from error
-        if not (answered.startswith(prompt) and prompt.startswith(done)):
-            problem = (
-                "the chat template renders this turn differently once it has been answered; "
-                "give one example for each answer, ending with it"
-            )
-            raise DataError(file, problem, line, field)
-        parts.append((_plain(tokenizer, prompt[len(done) :]), False))
-        completion = _plain(tokenizer, answered[len(prompt) :])
-        parts += _split_at_end(completion, tokenizer.eos_token_id)
-        done = answered
-    return _encoded(parts)
-
-
-def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], *, generate: bool) -> str:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    return str(text)
-
-
-def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of text that already holds its special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _split_at_end(ids: list[int], eos: int | None) -> list[tuple[list[int], bool]]:
-    """What a template writes after the end of a turn is context, not completion."""
-    if eos is None or eos not in ids:
-        return [(ids, True)]
-    end = ids.index(eos) + 1
-    return [(ids[:end], True), (ids[end:], False)]
+def _completion(
+    example: Completion, tokenizer: Tokenizer, ends: Collection[int], end: int | None
+) -> list[tuple[list[int], bool]]:
+    prompt = tokens_of(tokenizer, example.prompt, special=True)
+    found = continuation(tokenizer, example.prompt, prompt, example.completion, special=True)
+    completion = found.ids
+    if end is not None and not (completion and completion[-1] in ends):
+        completion = [*completion, end]
+    return [(prompt.ids, False), (completion, True)]
 
 
 def _encoded(parts: Sequence[tuple[list[int], bool]]) -> Encoded:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from gossamer.training.batches import collate, pack
-from gossamer.training.checkpoints import PhaseFolder
+from gossamer.training.checkpoints import PhaseFolder, load_layers, save_layers, step_of
 from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import DivergedError, StoppedError
@@ -30,7 +29,7 @@ from gossamer.training.optimizing import Optimizer, Schedule, new_optimizer
 from gossamer.training.order import Order
 from gossamer.training.progress import Evaluation, Step, Watcher
 from gossamer.training.sparse import TrainedLayer
-from gossamer.training.trainee import Trainee, autocast, evaluate
+from gossamer.training.trainee import Trainee, autocast, evaluate, never
 
 #: Seconds between two checkpoints, at least; and they may take this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
@@ -58,7 +57,8 @@ class Phase:
         watcher: is told.
         scratch: a folder that the Trainer may write to.
         folder: where checkpoints are kept; None: there are none.
-        stop: asked after each step; True: end with a checkpoint.
+        stop: asked after each step, and before each batch of an evaluation; True: end with a
+            checkpoint.
         after_step: is given the step of the phase, from 1, and the batches that it was made of.
         keep, keep_every: in the run's last phase, is given the step of the run and its metrics
             every so many steps, but for the last.
@@ -81,7 +81,7 @@ class Phase:
     watcher: Watcher
     scratch: Path
     folder: PhaseFolder | None = None
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = never
     after_step: Callable[[int, Sequence[Batch]], None] | None = None
     keep: Callable[[int, Mapping[str, float]], None] | None = None
     keep_every: int = 1
@@ -180,13 +180,11 @@ class _PhaseTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         """What is trained, and nothing of the base."""
-        folder = Path(str(output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_state(self._phase.layers), folder / _VALUES)
+        save_layers(self._phase.layers, Path(str(output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         """What `_save` kept."""
-        _load(self._phase.layers, load_file(Path(resume_from_checkpoint) / _VALUES))
+        load_layers(self._phase.layers, Path(resume_from_checkpoint))
 
     def autocast_smart_context_manager(
         self,
@@ -196,29 +194,8 @@ class _PhaseTrainer(Trainer):
         return autocast(self._config, self.args.device)
 
 
-_VALUES = "values.safetensors"
-
-
 def _write(layers: Iterable[TrainedLayer]) -> None:
     for layer in layers:
-        layer.write()
-
-
-def _state(layers: Mapping[str, TrainedLayer]) -> dict[str, Tensor]:
-    """Every layer's tensors, by `<weight>|<name>`."""
-    return {
-        f"{weight}|{name}": tensor.detach().cpu().contiguous()
-        for weight, layer in layers.items()
-        for name, tensor in layer.trained_state().items()
-    }
-
-
-def _load(layers: Mapping[str, TrainedLayer], state: Mapping[str, Tensor]) -> None:
-    for weight, layer in layers.items():
-        mine = {
-            key.rpartition("|")[2]: t for key, t in state.items() if key.startswith(f"{weight}|")
-        }
-        layer.load_trained_state(mine)
         layer.write()
 
 
@@ -236,8 +213,11 @@ class _Reporter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         self._phase.trainee.tokens = self._history.tokens
-        if not state.global_step and not self._phase.first_step:
+        step = int(state.global_step)
+        if not step and not self._phase.first_step:
             self._evaluate(0)
+        elif step and self._phase.is_last and self._is_unmeasured(step):
+            self._on_the_way(step, self._history.losses[-1])  # it was stopped there
         self._since = self._saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
@@ -268,21 +248,29 @@ class _Reporter(TrainerCallback):
                 memory=phase.trainee.memory,
             )
         )
-        if phase.is_last and step < phase.steps:
-            self._on_the_way(step, loss)
+        if phase.is_last:
+            try:
+                self._on_the_way(step, loss)
+            except StoppedError:
+                # The step is kept without its evaluation, which whoever goes on begins with.
+                self._stopping = True
+                control.should_training_stop = True
+                control.should_save = phase.folder is not None
+                self._saved = time.monotonic()
             self._since = time.monotonic()
 
     def _on_the_way(self, step: int, loss: float) -> None:
-        """What happens every so many steps of the last phase."""
-        phase, every = self._phase, self._config.eval_steps
+        """What happens every so many steps of the last phase, and at its end."""
+        phase = self._phase
         metrics = {"step": float(phase.first_step + step), "train_loss": loss}
-        if every is not None and step % every == 0:
+        if self._is_unmeasured(step):
             self._evaluate(step)
-            if phase.held_out:
-                measured = self._history.evaluations[-1]
-                metrics["valid_loss"] = measured.loss
-                metrics["valid_mean_token_accuracy"] = measured.token_accuracy
-                metrics["valid_exact_match"] = measured.exact_match
+            measured = self._history.evaluations[-1]
+            metrics["valid_loss"] = measured.loss
+            metrics["valid_mean_token_accuracy"] = measured.token_accuracy
+            metrics["valid_exact_match"] = measured.exact_match
+        if step == phase.steps:
+            return  # what comes next is the result
         if phase.keep is not None and step % phase.keep_every == 0:
             phase.keep(phase.first_step + step, metrics)
 
@@ -319,16 +307,36 @@ class _Reporter(TrainerCallback):
         if self._stopping:
             whole = self._phase.first_step + step
             raise StoppedError(whole, resumable=self._phase.folder is not None)
-        if self._phase.is_last:
-            self._evaluate(step)
+
+    def finish(self) -> None:
+        """Do what is left where the last step has been made: its evaluation."""
+        phase = self._phase
+        if phase.is_last and self._is_unmeasured(phase.steps):
+            self._evaluate(phase.steps)
+
+    def _is_unmeasured(self, step: int) -> bool:
+        """Whether an evaluation is due after a step of the last phase, and was not made."""
+        phase, every = self._phase, self._config.eval_steps
+        if not phase.held_out or not (
+            step == phase.steps or (every is not None and step % every == 0)
+        ):
+            return False
+        whole = phase.first_step + step
+        return all(made.step != whole for made in self._history.evaluations)
 
     def _evaluate(self, step: int) -> None:
         phase = self._phase
-        if phase.held_out:
-            whole = phase.first_step + step
-            result = evaluate(self._config, phase.trainee, phase.held_out, phase.pad_id, whole)
-            self._history.evaluations.append(result)
-            phase.watcher.evaluated(result)
+        if not phase.held_out:
+            return
+        whole = phase.first_step + step
+        try:
+            result = evaluate(
+                self._config, phase.trainee, phase.held_out, phase.pad_id, whole, stop=phase.stop
+            )
+        except StoppedError as error:
+            raise StoppedError(whole, resumable=phase.folder is not None) from error
+        self._history.evaluations.append(result)
+        phase.watcher.evaluated(result)
 
 
 def run_phase(config: TrainConfig, phase: Phase) -> History:
@@ -341,6 +349,11 @@ def run_phase(config: TrainConfig, phase: Phase) -> History:
     found = None if phase.folder is None else phase.folder.latest()
     history = History() if found is None else History.of(found[1])
     reporter = _Reporter(config, phase, history)
+    if found is not None and step_of(found[0]) == phase.steps:
+        # It was stopped in its last evaluation; the Trainer would make another step.
+        load_layers(phase.layers, found[0])
+        reporter.finish()
+        return history
     trainer = _PhaseTrainer(config, phase, _arguments(config, phase))
     reporter.trainer = trainer
     trainer.remove_callback(PrinterCallback)

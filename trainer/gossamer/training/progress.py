@@ -49,7 +49,7 @@ class Step:
         phase: what the method is doing, like "calibrate" or "train".
         loss: mean over the trained tokens of this step, in nats.
         learning_rate: that it was made with.
-        tokens: processed in this phase, padding not counted.
+        tokens: processed until now, in all phases of the run, padding not counted.
         tokens_per_second: in this phase.
         eta: seconds to the last step, at this pace.
         nnz: number of trained values.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from gossamer.base.ends import end_tokens, read_generation_config
 from gossamer.base.load import BaseFiles
 from gossamer.base.patch_map import adapter_table
 from gossamer.store.delta import DeltaSet
@@ -29,10 +30,13 @@ from gossamer.training.encode import Encoded, encode_examples
 from gossamer.training.errors import ConfigError, DivergedError
 from gossamer.training.export import Rounding, export, record_fields
 from gossamer.training.loading import Lent, LoadedBase
+from gossamer.training.loop import History
 from gossamer.training.methods import Trained, find_method
-from gossamer.training.progress import Evaluation, Silent, Watcher
+from gossamer.training.packing import check_packing
+from gossamer.training.progress import Evaluation, Silent, Started, Step, Watcher
 from gossamer.training.record import run_identity, training_record
 from gossamer.training.starting import Adapters, no_adapters
+from gossamer.training.trainee import never
 from gossamer.training.work import Material, Work
 
 
@@ -90,7 +94,7 @@ def train(
     watcher: Watcher | None = None,
     adapters: Adapters = no_adapters,
     folder: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
     keep: Callable[[int, DeltaSet, Mapping[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train an adapter.
@@ -107,7 +111,8 @@ def train(
         watcher: is told what happens.
         adapters: opens those that the method's parameters refer to.
         folder: a run that was killed goes on from what it has kept there; the result is the same.
-        stop: asked after each step; True ends the run, with a checkpoint if there is a folder.
+        stop: asked while the examples are read and tokenised, after each step, and before each
+            batch of an evaluation; True ends the run, with a checkpoint if there is a folder.
         keep: is given the step, the adapter as it stands and its metrics every `checkpoint_steps`
             of the final training, or after each pass over the examples.
 
@@ -118,7 +123,9 @@ def train(
     with _undisturbed():
         loaded = loaded or LoadedBase(base)
         tokenizer = tokenizer or loaded.tokenizer
-        split = _read(config, tokenizer)
+        generation = read_generation_config(base.path) if model is None else model.generation_config
+        ends = end_tokens(tokenizer, generation)
+        split = _read(config, tokenizer, ends, stop)
         kept = None
         if folder is not None:
             identity = run_identity(config, split.record, base.fingerprint)
@@ -136,20 +143,49 @@ def train(
         )
         given = loaded.lent(config.device, config.precision)
         with given if model is None else nullcontext(Lent.of(model)) as lent:
+            if config.packing:
+                check_packing(lent.model)
             method, table = find_method(config.method), adapter_table(lent.model)
             if keep is not None:
                 material = replace(material, keep=_keeping(config, base, table, keep))
+            history = History()
             work = Work(
                 config=config,
                 model=lent.model,
                 table=table,
                 material=material,
-                watcher=watcher or Silent(),
+                watcher=_Whole(watcher or Silent(), history),
                 method=config.method,
                 optimizer=method.optimizer,
                 rate=method.learning_rate,
+                history=history,
             )
             return _train(config, base, lent, work, split.record)
+
+
+class _Whole:
+    """Tells a watcher of the run what a phase tells of itself.
+
+    Args:
+        watcher: of the run.
+        history: of the phases that have ended, those of attempts before among them.
+    """
+
+    def __init__(self, watcher: Watcher, history: History) -> None:
+        self._watcher = watcher
+        self._history = history
+
+    def started(self, event: Started) -> None:
+        """As it is."""
+        self._watcher.started(event)
+
+    def stepped(self, event: Step) -> None:
+        """With the tokens of the phases before."""
+        self._watcher.stepped(replace(event, tokens=self._history.tokens + event.tokens))
+
+    def evaluated(self, event: Evaluation) -> None:
+        """As it is."""
+        self._watcher.evaluated(event)
 
 
 def _keeping(
@@ -229,15 +265,17 @@ def _export(
         raise DivergedError(f"a value cannot be stored: {error}", step, rate) from error
 
 
-def _read(config: TrainConfig, tokenizer: Tokenizer) -> _Split:
+def _read(
+    config: TrainConfig, tokenizer: Tokenizer, ends: Collection[int], stop: Callable[[], bool]
+) -> _Split:
     """The examples in tokens, split; before the model is loaded, so that mistakes show at once."""
-    data = read_examples(config.data)
-    encoded = encode_examples(data, tokenizer, config.max_length)
+    data = read_examples(config.data, stop=stop)
+    encoded = encode_examples(data, tokenizer, config.max_length, ends=ends, stop=stop)
     examples, held_out, dropped = encoded.fitting, [], encoded.dropped
     record: dict[str, Any] = {"digest": data.digest, "examples": len(examples)}
     if config.eval_data is not None:
-        held_data = read_examples(config.eval_data)
-        held = encode_examples(held_data, tokenizer, config.max_length)
+        held_data = read_examples(config.eval_data, stop=stop)
+        held = encode_examples(held_data, tokenizer, config.max_length, ends=ends, stop=stop)
         held_out, dropped = list(held.fitting), dropped + held.dropped
         record["held_out_digest"] = held_data.digest
     elif config.eval_fraction:

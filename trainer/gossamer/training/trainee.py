@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from transformers import GradientCheckpointingLayer
 from gossamer.training.batches import IGNORED, collate
 from gossamer.training.config import TrainConfig
 from gossamer.training.encode import Encoded
-from gossamer.training.errors import ConfigError
+from gossamer.training.errors import ConfigError, StoppedError
 from gossamer.training.loss import summed_cross_entropy
 from gossamer.training.overriding import overriding
 from gossamer.training.progress import Evaluation
@@ -136,17 +136,37 @@ class Outcome:
         return self.right == self.tokens
 
 
+def never() -> bool:
+    """Nobody wants it stopped."""
+    return False
+
+
 @torch.no_grad()
 def outcomes(
-    config: TrainConfig, trainee: Trainee, examples: Sequence[Encoded], pad_id: int
+    config: TrainConfig,
+    trainee: Trainee,
+    examples: Sequence[Encoded],
+    pad_id: int,
+    *,
+    stop: Callable[[], bool] = never,
+    step: int = 0,
 ) -> list[Outcome]:
     """How each example fares as the model stands, in their order.
 
     Never packed, whatever `config.packing` says: one row is one example.
+
+    Args:
+        stop: asked before each batch.
+        step: of the run, for the error.
+
+    Raises:
+        StoppedError: `stop` said so. The model is as it was, so this may be done again.
     """
     device = next(trainee.parameters()).device
     found: list[Outcome] = []
     for begin in range(0, len(examples), config.batch_size):
+        if stop():
+            raise StoppedError(step, resumable=False)
         rows = examples[begin : begin + config.batch_size]
         batch = {key: tensor.to(device) for key, tensor in collate(rows, pad_id).items()}
         labels = batch.pop("labels")
@@ -165,14 +185,23 @@ def _outcome(logits: Tensor, wanted: Tensor) -> Outcome:
 
 
 def evaluate(
-    config: TrainConfig, trainee: Trainee, held_out: Sequence[Encoded], pad_id: int, step: int
+    config: TrainConfig,
+    trainee: Trainee,
+    held_out: Sequence[Encoded],
+    pad_id: int,
+    step: int,
+    *,
+    stop: Callable[[], bool] = never,
 ) -> Evaluation:
     """Loss, token accuracy and exact match on the held-out examples, as the model stands.
 
     Exact match is the share of `Outcome.exact`: that of the examples that greedy decoding answers
     letter for letter, without decoding any.
+
+    Raises:
+        StoppedError: `stop`, asked before each batch, said so.
     """
-    found = outcomes(config, trainee, held_out, pad_id)
+    found = outcomes(config, trainee, held_out, pad_id, stop=stop, step=step)
     tokens = sum(one.tokens for one in found)
     return Evaluation(
         step=step,
