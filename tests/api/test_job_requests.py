@@ -74,7 +74,9 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "a parent that is no name": (
         {"adapter": {"method": "lotto", "parents": ["sql", "A B"]}}, 400, "adapter.parents.1",
     ),
-    "twins": ({"adapter": {"method": "lotto", "parents": ["sql", "sql"]}}, 400, "adapter"),
+    "twins": (
+        {"adapter": {"method": "lotto", "parents": ["sql", "sql"]}}, 400, "adapter.parents.1",
+    ),
     "nobody's parent": (
         {"adapter": {"method": "lotto", "parents": ["sql", "nobody"]}}, 404, "adapter.parents.1",
     ),

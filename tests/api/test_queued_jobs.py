@@ -36,8 +36,8 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"method": "lotto", "parents": ["one", "two:1"], "mask_from": "one"},
     ),
     "mcs": (
-        {"method": "mcs", "score": "snip", "init_from": "one*0.5+two*-0.25"},
-        {"method": "mcs", "score": "snip", "init_from": "one*0.5+two*-0.25"},
+        {"method": "mcs", "init_from": "one*0.5+two*-0.25"},
+        {"method": "mcs", "init_from": "one*0.5+two*-0.25"},
     ),
 }
 

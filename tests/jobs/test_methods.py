@@ -130,22 +130,20 @@ def test_what_cannot_be_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters", "words"),
+    ("method", "parameters", "field"),
     [
-        ("lota", {"mask": "random", "mask_from": "a"}, "not both"),
-        ("lota", {"mask": "random", "iterations": 2}, "calibrated"),
-        ("lota", {"mask_from": "a", "iterations": 2}, "calibrated"),
-        ("lotto", {"parents": ["a", "a"]}, "twice"),
-        ("lotto", {"parents": ["a"], "init_from": "b"}, "parents"),
+        ("lota", {"mask": "random", "mask_from": "a"}, "mask"),
+        ("lota", {"mask": "random", "iterations": 2}, "iterations"),
+        ("lota", {"mask_from": "a", "iterations": 2}, "iterations"),
+        ("lotto", {"parents": ["a", "a"]}, "parents.1"),
+        ("lotto", {"parents": ["a"], "init_from": "b"}, "init_from"),
         ("mcs", {"score": "snip", "sign": "-"}, "sign"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    method: str, parameters: dict[str, Any], words: str
+    method: str, parameters: dict[str, Any], field: str
 ) -> None:
-    error = refusal(method, **parameters)
-    assert error.field == "parameters"
-    assert words in error.problem
+    assert refusal(method, **parameters).field == f"parameters.{field}"
 
 
 def test_the_99_percent_star_of_the_paper_can_be_asked_for() -> None:
@@ -155,7 +153,8 @@ def test_the_99_percent_star_of_the_paper_can_be_asked_for() -> None:
 def test_the_adapters_that_parameters_name_are_listed() -> None:
     assert read("sparta").references() == ()
     assert read("sparta", init_from=f"sql@{DIGEST}").references() == (f"sql@{DIGEST}",)
-    assert read("lota", init_from="x*0.5+a+x", mask_from="z").references() == ("x", "a", "z")
+    lota = read("lota", init_from="x*0.5+a+x", init_positions="select", mask_from="z")
+    assert lota.references() == ("x", "a", "z")
     lotto = read("lotto", parents=["a", "b:2"], mask_from="b:2")
     assert lotto.references() == ("b:2", "a")
 

@@ -45,7 +45,9 @@ def calibrated(task: Task) -> dict[str, Tensor]:
 
 
 def lota(base: BaseFiles, data: Path, **parameters: Any) -> TrainResult:
-    chosen = {"targets": TARGETS, "calibration_steps": STEPS, "sparsity": 0.9, **parameters}
+    chosen = {"targets": TARGETS, **parameters}
+    if "mask_from" not in chosen:
+        chosen = {"calibration_steps": STEPS, "sparsity": 0.9, **chosen}
     adapters = chosen.pop("adapters", {})
     return run_of(
         base, data, "lota", chosen, adapters=adapters, value_dtype="F32", learning_rate=RATE,
@@ -182,18 +184,26 @@ def test_a_mask_may_be_another_adapters(base: BaseFiles, data: Path) -> None:
         np.testing.assert_array_equal(delta.positions, lent.delta_set.deltas[name].positions)
     assert taken.record["phases"] == {"train": 3}
     assert taken.record["mask_from"]["nnz"] == lent.delta_set.nnz
-    with pytest.raises(AdapterError, match="none of its entries"):
+    assert taken.record["parameters"]["sparsity"] is None
+    assert taken.record["parameters"]["mask"] is None
+    with pytest.raises(AdapterError, match=r"of mask_from cannot be used.*none of its") as caught:
         lota(base, data, mask_from="lent", adapters={"lent": lent.delta_set}, targets="up")
+    assert caught.value.field == "mask_from"
 
 
 def test_a_sparsity_that_leaves_nothing_is_refused(base: BaseFiles, data: Path) -> None:
-    with pytest.raises(DensityError):
-        lota(base, data, sparsity=0.9999999)
+    for side, units in ((1, "positions"), (8, "tiles of 8 x 8")):
+        with pytest.raises(DensityError, match=f"sparsity 1 .* 0 {units}.* a sparsity") as caught:
+            lota(base, data, sparsity=0.9999999, block_size=side)
+        error = caught.value
+        assert (error.field, error.given) == ("sparsity", 0.9999999)
+        assert "density" not in str(error)
+        least = lota(base, data, sparsity=error.largest, block_size=side)
+        assert least.delta_set.nnz == side * side
 
 
 def test_positions_come_from_one_place(base: BaseFiles, data: Path) -> None:
-    lent = lota(base, data).delta_set
-    for extra in ({"mask_from": "a"}, {"mask": "random"}):
+    for extra in ({"mask_from": "a"}, {"mask": "random"}, {"sparsity": 0.9}, {"targets": "q"}):
         with pytest.raises(ConfigError, match="init_positions") as caught:
-            lota(base, data, init_from="a", adapters={"a": lent}, **extra)
+            run_of(base, data, "lota", {"init_from": "a", **extra}, adapters={})
         assert caught.value.field == f"parameters.{next(iter(extra))}"

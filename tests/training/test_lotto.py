@@ -45,7 +45,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def link(base: BaseFiles, data: Path, parents: Sequence[DeltaSet], **changed: Any) -> TrainResult:
     """One task of a chain; its parents are called a, b, c …"""
     adapters = dict(zip("abcdef", parents, strict=False))
-    chosen = {"targets": TARGETS, "calibration_steps": STEPS, "sparsity": 0.8, **changed}
+    chosen = {"targets": TARGETS, **changed}
+    if "mask_from" not in chosen:
+        chosen = {"sparsity": 0.8, **chosen}
+        if "mask" not in chosen:
+            chosen = {"calibration_steps": STEPS, **chosen}
     settings = {
         "learning_rate": RATE, "batch_size": BATCH, "max_steps": 3, "value_dtype": "F32",
         "optimizer": "rmsprop", **chosen.pop("settings", {}),
@@ -153,6 +157,42 @@ def test_links_that_know_nothing_of_each_other_make_a_chain_if_they_are_disjoint
     assert [named["nnz"] for named in result.record["chain"]] == [alone.nnz, a.nnz]
 
 
+def test_the_order_of_the_parents_is_of_no_importance(
+    chain: list[TrainResult], base: BaseFiles, tasks: list[Path]
+) -> None:
+    a, b, c = (result.delta_set for result in chain[:3])
+    turned = link(base, tasks[2], [b, a])
+    assert digest(turned.delta_set) == digest(c)
+    assert [named["digest"] for named in turned.record["chain"]] == [digest(b)]
+
+
+def hollow(delta_set: DeltaSet, *, only: bool = False) -> DeltaSet:
+    """With weights that have no entries: as a file may name them.
+
+    Args:
+        only: these alone.
+    """
+    shapes = {name: delta.shape for name, delta in delta_set.deltas.items()}
+    shapes |= {name.replace("q_proj", "o_proj"): s for name, s in shapes.items() if "q_p" in name}
+    none = np.array([], np.int64), np.array([], np.float32)
+    empty = {name: Delta.element(shape, *none) for name, shape in shapes.items()}
+    return replace(delta_set, deltas=empty if only else empty | dict(delta_set.deltas))
+
+
+def test_weights_without_entries_are_as_if_they_were_not_there(
+    chain: list[TrainResult], base: BaseFiles, tasks: list[Path]
+) -> None:
+    a, b = chain[0].delta_set, chain[1].delta_set
+    nothing = hollow(a, only=True)
+    for parents in ([a, nothing], [nothing, a], [nothing, hollow(a)], [hollow(a), nothing]):
+        result = link(base, tasks[1], parents)
+        assert digest(result.delta_set) == digest(b)
+        assert len(result.record["chain"]) == 1
+    alone = link(base, tasks[0], [nothing])
+    assert digest(alone.delta_set) == digest(a)  # LoTA
+    assert digest(link(base, tasks[2], [hollow(b), a]).delta_set) == digest(chain[2].delta_set)
+
+
 def without(whole: DeltaSet, part: DeltaSet) -> DeltaSet:
     """The increment."""
     deltas = {}
@@ -225,8 +265,13 @@ def test_a_borrowed_mask_keeps_out_of_the_chain_too(
     assert_holds(result.delta_set, a)
     gained = support(result.delta_set) - support(a)
     assert gained == {one for one in support(b) - support(a) if "v_proj" in one[0]}
-    with pytest.raises(AdapterError, match="none of its entries"):
-        link(base, tasks[2], [a], mask_from="a")
+    hollowed = link(
+        base, tasks[2], [a], targets="v", mask_from="lent", adapters={"lent": hollow(b)}
+    )
+    assert digest(hollowed.delta_set) == digest(result.delta_set)
+    for lent in (a, hollow(a, only=True)):
+        with pytest.raises(AdapterError, match="none of its entries"):
+            link(base, tasks[2], [a], mask_from="lent", adapters={"lent": lent})
 
 
 def test_a_parent_of_another_base_is_refused(
@@ -234,8 +279,8 @@ def test_a_parent_of_another_base_is_refused(
 ) -> None:
     other = replace(chain[0].delta_set, base_fingerprint="0" * 64)
     with pytest.raises(AdapterError, match="it is for the base") as caught:
-        link(base, tasks[1], [other])
-    assert caught.value.reference == "a"
+        link(base, tasks[1], [chain[0].delta_set, other])
+    assert (caught.value.reference, caught.value.field) == ("b", "parents.1")
     name, delta = next(iter(chain[0].delta_set.deltas.items()))
     reshaped = Delta.element((delta.shape[0] + 1, delta.shape[1]), *delta.elements())
     with pytest.raises(AdapterError, match="the base has no"):
@@ -252,6 +297,8 @@ def test_overlapping_parents_are_refused(
     error = caught.value
     shared = {p for n, p in support(a) & support(other) if n == error.weight}
     assert (error.reference, error.other, error.shared) == ("b", "a", len(shared))
+    assert error.field == "parents.1"
+    assert "'b' of parents.1" in str(error)
     assert shared
 
 
@@ -263,15 +310,19 @@ def test_a_chain_that_has_no_room_left_is_refused(base: BaseFiles, tasks: list[P
     with pytest.raises(DensityError) as caught:
         link(base, tasks[2], [b.delta_set], sparsity=0.9)
     assert caught.value.available == 0
+    assert caught.value.remedy == "Give more targets"
     assert caught.value.wanted == round(0.1 * 3 * (64 * 64 + 32 * 64 + 64 * 112))
-    with pytest.raises(DensityError):  # some room, and not enough
+    with pytest.raises(DensityError) as caught:  # some room, and not enough
         link(base, tasks[2], [a], sparsity=0.3)
+    possible = caught.value.smallest
+    full = link(base, tasks[2], [a], sparsity=possible, calibration_steps=1, settings=settings)
+    assert full.record["free_positions"]["after"] == 0
 
 
 def test_a_chain_begins_with_its_parents_alone(
     chain: list[TrainResult], base: BaseFiles, tasks: list[Path]
 ) -> None:
-    with pytest.raises(ConfigError, match="init_from"):
+    with pytest.raises(ConfigError, match=r"parameters\.init_from"):
         link(base, tasks[1], [chain[0].delta_set], init_from="a")
 
 

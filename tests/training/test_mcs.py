@@ -283,6 +283,8 @@ def test_scores_are_of_all_examples_of_an_accumulated_step(base: BaseFiles, data
 def test_a_keep_ratio_that_keeps_nothing_is_refused(base: BaseFiles, data: Path) -> None:
     with pytest.raises(DensityError, match="0 positions") as caught:
         mcs(base, data, 3, keep_ratio=0.02, block_size=16, targets="q")
+    assert (caught.value.field, caught.value.given) == ("keep_ratio", 0.02)
+    assert "density" not in str(caught.value)
     assert caught.value.available == 64 * 64
     mcs(base, data, 1, keep_ratio=caught.value.smallest, block_size=16, targets="q")
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gossamer.base.load import BaseFiles
+from gossamer.jobs.errors import ParameterError
+from gossamer.jobs.methods import DECLARATIONS
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.format import digest, open_validated
 from gossamer.training.errors import AdapterError
@@ -82,6 +84,43 @@ def test_inherited_positions_are_trained_on_from_their_values(
     assert result.evaluations[-1].loss < result.evaluations[0].loss
     assert result.record["init_from"] == {"digest": digest(first), "nnz": first.nnz}
     assert result.record["phases"] == {"train": 4}
+    parameters = result.record["parameters"]
+    assert {n for n, v in parameters.items() if v is not None} == {"init_from", "init_positions"}
+    assert result.record["density"]["value"] is None
+    assert result.record["density"]["of"] is None
+
+
+@pytest.mark.parametrize("method", ["sparta", "lota", "mcs"])
+def test_weights_without_entries_are_as_if_they_were_not_there(
+    method: str, base: BaseFiles, data: Path, first: DeltaSet
+) -> None:
+    """A file may name them."""
+    none = np.array([], np.int64), np.array([], np.float32)
+    empty = {
+        name.replace("q_proj", layer): Delta.element(shape, *none)
+        for name, shape in ((n, d.shape) for n, d in first.deltas.items() if "q_proj" in n)
+        for layer in ("q_proj", "o_proj")
+    }
+    kept = {name: delta for name, delta in first.deltas.items() if "v_proj" in name}
+    sparse, hollow = replace(first, deltas=kept), replace(first, deltas=empty | kept)
+    given: list[dict[str, Any]] = [{}, {"init_positions": "select", "targets": "q"}]
+    for parameters in given:
+        ours, plain = (
+            again(base, data, one, method, parameters, max_steps=2) for one in (hollow, sparse)
+        )
+        assert digest(ours.delta_set) == digest(plain.delta_set)
+    with pytest.raises(AdapterError, match="no entries") as caught:
+        again(base, data, replace(first, deltas=empty), method, {})
+    assert caught.value.field == "init_from"
+
+
+def test_the_baselines_inherit_no_positions() -> None:
+    for method in ("full", "lora"):
+        read = DECLARATIONS[method].read({"init_from": "first"})
+        assert read.init_positions == "select"
+        with pytest.raises(ParameterError) as caught:
+            DECLARATIONS[method].read({"init_from": "first", "init_positions": "inherit"})
+        assert caught.value.field == "parameters.init_positions"
 
 
 @pytest.mark.parametrize(("method", "parameters"), SELECTING)
@@ -188,7 +227,7 @@ def test_an_adapter_that_cannot_be_is_refused(base: BaseFiles, data: Path, first
     empty = replace(first, deltas={})
     with pytest.raises(AdapterError, match="no entries") as caught:
         again(base, data, empty, "sparta", {})
-    assert caught.value.reference == "first"
+    assert (caught.value.reference, caught.value.field) == ("first", "init_from")
     with pytest.raises(AdapterError, match="no adapters to begin with"):
         run_of(base, data, "sparta", {"init_from": "first"})
     result = again(base, data, empty, "sparta", {"init_positions": "select"}, max_steps=1)

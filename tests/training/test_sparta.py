@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,12 @@ def test_a_density_that_the_targets_cannot_hold_is_refused() -> None:
     with pytest.raises(DensityError) as caught:
         select(density=0.5)
     assert caught.value.wanted > caught.value.available
+    assert caught.value.field == "density"
     select(density=caught.value.largest)  # what the message offers is possible
+    offered = re.search(r"from (\S+) to (\S+),", caught.value.remedy)
+    assert offered is not None
+    for density in offered.groups():
+        select(density=float(density))
     select(density=1.0, of="targets")
 
 

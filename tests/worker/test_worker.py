@@ -102,12 +102,13 @@ def test_a_file_that_cannot_be_used_is_the_jobs_failure(plant: Plant) -> None:
     ("method", "parameters", "settings", "code", "param"),
     [
         ("sparta", {"targets": "nothing"}, {}, "invalid_parameter", "adapter.targets"),
-        ("sparta", {"density": 0.9, "targets": "v"}, {}, "invalid_parameter", "adapter"),
+        ("sparta", {"density": 0.9, "targets": "v"}, {}, "invalid_parameter", "adapter.density"),
         ("sparta", {}, {"learning_rate": 10.0, "warmup": 0, "learning_rate_multiplier": 1000.0,
                         "max_steps": 200}, "training_diverged", "hyperparameters"),
-        ("mcs", {"warmup_steps": 50}, {}, "invalid_parameter", "hyperparameters"),
-        ("sparta", {"init_from": "nobody"}, {}, "invalid_adapter", "adapter"),
-        ("sparta", {}, {"eval_fraction": 0.001}, "invalid_parameter", "eval_fraction"),
+        ("mcs", {"warmup_steps": 50}, {}, "invalid_parameter", "adapter.warmup_steps"),
+        ("sparta", {"init_from": "nobody"}, {}, "invalid_adapter", "adapter.init_from"),
+        ("sparta", {}, {"eval_fraction": 0.001}, "invalid_parameter",
+         "hyperparameters.eval_fraction"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_and_the_next_job_is_served(

@@ -63,6 +63,8 @@ _NAMES = {
 def _values(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " | ".join(str(value) for value in field["enum"])
+    if "const" in field:
+        return str(field["const"])
     if "anyOf" in field:
         return " | ".join(dict.fromkeys(_values(branch) for branch in field["anyOf"]))
     if field.get("type") == "array":

@@ -7,88 +7,40 @@ density, like learning rates, are the trainer's too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from gossamer.jobs.errors import ParameterError, UnknownMethod
-from gossamer.jobs.patterns import LONGEST, Pattern
-from gossamer.store.catalog.errors import InvalidName
-from gossamer.store.catalog.mixes import MAX_PARENTS, parse_terms
-from gossamer.store.catalog.names import Ref
-
-#: what the targets of a regular expression begin with
-REGEX = "re:"
-
-
-def _named(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """A validator that keeps the text if `parse` can read it."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except InvalidName as error:
-            raise ValueError(error.why) from error
-        return text
-
-    return check
-
-
-def _check_targets(text: str) -> str:
-    if text.startswith(REGEX):
-        Pattern(text.removeprefix(REGEX))
-    elif not any(item.strip() for item in text.split(",")):
-        raise ValueError("it names no weights")
-    return text
-
-
-#: `sql`, `sql:3`, `sql@sha256:…`: one adapter
-Reference = Annotated[str, AfterValidator(_named(Ref.parse))]
-#: the same, or `sql*0.7+math*0.3`
-MixReference = Annotated[str, AfterValidator(_named(parse_terms))]
-#: which weights to train
-Targets = Annotated[str, Field(max_length=LONGEST), AfterValidator(_check_targets)]
-#: sides of a tile; 1 selects single elements
-BlockSize = Literal[1, 8, 16, 32]
-
-TARGETS = (
-    "q, k, v, o, gate, up, down or names of layers, separated by commas; all-linear; or "
-    "re:<regular expression>, searched for in the weights' names."
+from gossamer.jobs.parameters import (
+    REGEX,
+    TARGETS,
+    BlockSize,
+    MethodParameters,
+    Reference,
+    References,
+    Targets,
+    finding,
 )
+from gossamer.store.catalog.mixes import MAX_PARENTS
 
-
-class MethodParameters(BaseModel):
-    """What can be set for every method."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    init_from: MixReference | None = Field(
-        default=None,
-        description="Begin with this adapter or mix, instead of with the base alone.",
-    )
-    init_positions: Literal["inherit", "select"] = Field(
-        default="inherit",
-        description="Of a run that begins with an adapter: train its positions, or those that the "
-        "method selects, the adapter's others staying as they are.",
-    )
-
-    def references(self) -> tuple[str, ...]:
-        """Every adapter that the parameters name, each once, in the order of the fields."""
-        named = [t.ref.given for t in parse_terms(self.init_from)] if self.init_from else []
-        return tuple(dict.fromkeys([*named, *self._more_references()]))
-
-    def _more_references(self) -> tuple[str, ...]:
-        return ()
+__all__ = [
+    "DECLARATIONS",
+    "REGEX",
+    "Declaration",
+    "FullParameters",
+    "LoraParameters",
+    "LotaParameters",
+    "LottoParameters",
+    "McsParameters",
+    "MethodParameters",
+    "SpartaParameters",
+    "find_declaration",
+    "parameter_error",
+]
 
 
 class SpartaParameters(MethodParameters):
@@ -164,13 +116,18 @@ class LotaParameters(MethodParameters):
         default=1, description="Select tiles of so many rows and columns, by their sums."
     )
 
-    @model_validator(mode="after")
-    def _one_source_of_the_mask(self) -> LotaParameters:
-        if self.mask_from is not None and self.mask == "random":
-            raise ValueError("a mask is taken from an adapter or drawn at random, not both")
-        if self.iterations > 1 and (self.mask_from is not None or self.mask == "random"):
-            raise ValueError("only a calibrated mask can be reached in several iterations")
-        return self
+    @classmethod
+    def _without_meaning(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        if nothing := super()._without_meaning(given):
+            return nothing
+        calibration = ("calibration_fraction", "calibration_epochs", "calibration_steps")
+        of_calibrated = ("scope", *calibration, "iterations")
+        if given.get("mask_from") is not None:
+            names = ("mask", "sparsity", "block_size", *of_calibrated)
+            return dict.fromkeys(names, "the positions are those of mask_from; leave out one")
+        if given.get("mask") == "random":
+            return dict.fromkeys(of_calibrated, "it is about a calibrated mask, not a random one")
+        return {}
 
     def _more_references(self) -> tuple[str, ...]:
         return () if self.mask_from is None else (self.mask_from,)
@@ -179,19 +136,23 @@ class LotaParameters(MethodParameters):
 class LottoParameters(LotaParameters):
     """What can be set for LoTTO: all that LoTA has, and the chain to continue."""
 
-    parents: tuple[Reference, ...] = Field(
+    parents: References = Field(
         min_length=1,
         max_length=MAX_PARENTS,
         description="The adapters of the tasks before, the first one trained first; their "
         "positions are left alone and their values kept.",
     )
 
+    @classmethod
+    def _without_meaning(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        others = super()._without_meaning({**given, "init_from": None})
+        return {"init_from": "a chain begins with its parents alone", **others}
+
     @model_validator(mode="after")
     def _check_parents(self) -> LottoParameters:
-        if len(set(self.parents)) < len(self.parents):
-            raise ValueError("a parent is named twice")
-        if self.init_from is not None:
-            raise ValueError("init_from belongs to other methods; a chain begins with its parents")
+        for place, parent in enumerate(self.parents):
+            if parent in self.parents[:place]:
+                raise finding("it is named twice", "parents", place)
         return self
 
     def _more_references(self) -> tuple[str, ...]:
@@ -229,7 +190,9 @@ class McsParameters(MethodParameters):
         default=1.0,
         gt=0.0,
         le=1000.0,
-        description="Passes in which positions are selected anew; then they stay.",
+        description="Passes in which positions are selected anew; then they stay, and what is "
+        "trained is sparse. A run of no more passes, like one of the default epochs, never gets "
+        "there: the paper makes 5 and selects in the first.",
     )
     block_size: BlockSize = Field(
         default=1, description="Select tiles of so many rows and columns, by their summed scores."
@@ -242,17 +205,27 @@ class McsParameters(MethodParameters):
     @model_validator(mode="after")
     def _sign_of_mcs_only(self) -> McsParameters:
         if self.score != "mcs" and self.sign != "+":
-            raise ValueError("sign belongs to the score mcs")
+            raise finding("it belongs to the score mcs", "sign")
         return self
 
 
-class FullParameters(MethodParameters):
+class _WholeParameters(MethodParameters):
+    """Of a baseline: it trains all of its targets, whatever the adapter's positions are."""
+
+    init_positions: Literal["select"] = Field(
+        default="select",
+        description="Of a run that begins with an adapter: all of the targets is trained, and the "
+        "adapter's other entries stay as they are.",
+    )
+
+
+class FullParameters(_WholeParameters):
     """What can be set for full fine-tuning."""
 
     targets: Targets = Field(default="all-linear", description=f"Weights to train: {TARGETS}")
 
 
-class LoraParameters(MethodParameters):
+class LoraParameters(_WholeParameters):
     """What can be set for LoRA."""
 
     targets: Targets = Field(default="all-linear", description=f"Weights to adapt: {TARGETS}")

@@ -94,6 +94,12 @@ class JobRequest(BaseModel):
             raise ParameterError(
                 "settings.eval_fraction", "the held-out examples are given by validation_file"
             )
+        held_out = self.validation_file is not None or self.settings.eval_fraction > 0
+        if self.settings.eval_steps is not None and not held_out:
+            raise ParameterError(
+                "settings.eval_steps",
+                "there are no held-out examples; give a validation_file or an eval_fraction",
+            )
         if unknown := set(self.references) - set(self.parameters.references()):
             raise ParameterError("references", f"{min(unknown)!r} is not in the parameters")
         return self

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from gossamer.jobs.backlog import Backlog
 from gossamer.jobs.views import Claim, Level, Progress
-from gossamer.store.catalog.errors import RegistryBusy, StoreFull
+from gossamer.store.catalog.errors import QuotaExceeded, RegistryBusy, StoreFull
 from gossamer.store.catalog.opening import Store
 from gossamer.store.delta import DeltaSet
 from gossamer.store.format import write
@@ -192,10 +192,16 @@ class Attempt(Silent):
         job = self._claim.job
         file = folder / "checkpoint.gossamer"
         write(adapter, file)
-        also = self._backlog.checkpointing(self._claim, step, metrics)
-        self._store.catalog.upload(
-            job.tenant, job.adapter, file, activate=False, tag=f"step-{step}", also=also
-        )
+        try:
+            self._store.catalog.upload(
+                job.tenant, job.adapter, file, activate=False, tag=f"step-{step}",
+                also=self._backlog.checkpointing(self._claim, step, metrics),
+                outdated=self._backlog.outdated(self._claim, step),
+            )  # fmt: skip
+        except QuotaExceeded as error:
+            log.info("job %s: the checkpoint %d is not kept: %s", job.id, step, error)
+            message = f"No room for the checkpoint of step {step} beside the result: {error}"
+            self._tell("warn", message, key="checkpoint-quota")
         file.unlink()
 
     # -- what comes out

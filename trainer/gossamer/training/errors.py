@@ -7,6 +7,7 @@ kept beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 
 from gossamer.base.errors import ExplainedError
@@ -74,40 +75,77 @@ class DataError(TrainingError):
 
 
 class UnknownTargetError(TrainingError):
-    """A target matches no weight that an adapter may change."""
+    """A target matches no weight that an adapter may change.
 
-    def __init__(self, target: str, available: Sequence[str]) -> None:
+    Attributes:
+        target: what was asked for.
+        available: names of the linear layers that there are.
+        others: classes of the base whose weights belong to no linear layer.
+    """
+
+    def __init__(self, target: str, available: Sequence[str], others: Sequence[str] = ()) -> None:
+        why = f"its linear layers are called {', '.join(available)}"
+        if others:
+            why += f", and the weights of {', '.join(others)} are in no linear layer"
         super().__init__(
             f"the target {target!r} matches no weight of the base model",
-            f"its linear layers are called {', '.join(available)}",
+            why,
             "Name some of these, q, k, v, o, gate, up, down, all-linear, or re:<pattern>",
         )
         self.target = target
         self.available = tuple(available)
+        self.others = tuple(others)
+
+
+class UntrainableBaseError(TrainingError):
+    """The base has no weight that an adapter may change.
+
+    Attributes:
+        others: classes of the base that its weights belong to.
+    """
+
+    def __init__(self, others: Sequence[str]) -> None:
+        these = f", and this base has its weights in {', '.join(others)}" if others else ""
+        super().__init__(
+            "no layer of the base model can be trained",
+            "an adapter changes the weights of torch.nn.Linear layers other than the output head"
+            + these,
+            "Use another base",
+        )
+        self.others = tuple(others)
 
 
 class DensityError(TrainingError):
-    """The targets have no room for that density, or it leaves them without a single position.
+    """The targets have no room for as many positions, or are left without a single one.
 
     Attributes:
-        wanted: positions that the density asks for.
-        available: elements that there are.
-        density: what was given.
-        smallest, largest: what would have been possible; a `smallest` of 0 is itself too small.
+        field: the parameter that says how many: `density`, `sparsity` or `keep_ratio`.
+        given: its value.
+        wanted: positions that it asks for, or tiles.
+        available: as many as there are.
+        smallest, largest: the values that would have been possible.
     """
 
     def __init__(
-        self, wanted: int, available: int, density: float, largest: float, smallest: float = 0.0
-    ) -> None:
-        least = f"of at least {smallest:.6g}" if smallest else "above 0"
+        self, field: str, given: float, *, wanted: int, available: int, smallest: float,
+        largest: float, units: str = "positions", where: str = "the targets",
+    ) -> None:  # fmt: skip
+        remedy = "Give more targets"
+        if available:
+            # Towards the inside: what is offered must be possible, in all of its digits.
+            least = Context(9, ROUND_CEILING).create_decimal_from_float(smallest)
+            most = Context(9, ROUND_FLOOR).create_decimal_from_float(largest)
+            remedy = f"Give a {field} from {least.normalize():g} to {most.normalize():g}"
+            remedy += ", or more targets"
         super().__init__(
-            f"the density {density:g} cannot be reached",
-            f"it asks for {wanted:,} positions, and the targets have {available:,} elements",
-            f"Give a density {least} and up to {largest:.6g}, or more targets",
+            f"the {field} {given:g} cannot be reached",
+            f"it asks for {wanted:,} {units}, and there are {available:,} in {where}",
+            remedy,
         )
+        self.field = field
+        self.given = given
         self.wanted = wanted
         self.available = available
-        self.density = density
         self.smallest = smallest
         self.largest = largest
 
@@ -145,12 +183,24 @@ class BaseChangedError(TrainingError):
 
 
 class AdapterError(TrainingError):
-    """An adapter that a run should begin with, or leave alone, cannot be used."""
+    """An adapter that a run should begin with, or leave alone, cannot be used.
+
+    Attributes:
+        reference: what was given.
+        problem: what is wrong with it.
+        field: the parameter that names it, like `parents.1`; empty until somebody has said it.
+    """
 
     def __init__(self, reference: str, problem: str, remedy: str) -> None:
         super().__init__(f"the adapter {reference!r} cannot be used", problem, remedy)
         self.reference = reference
         self.problem = problem
+        self.field = ""
+
+    def named_by(self, field: str) -> None:
+        """Say which parameter names the adapter."""
+        self.field = field
+        self.what = f"the adapter {self.reference!r} of {field} cannot be used"
 
 
 class OverlapError(AdapterError):

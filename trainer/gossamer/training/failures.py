@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gossamer.jobs.errors import JobsError
+from gossamer.jobs.settings import RunSettings
 from gossamer.jobs.views import JobError
 from gossamer.store.catalog.errors import CatalogError, QuotaExceeded, StoreFull
 from gossamer.store.spool import NO_ROOM
@@ -20,6 +21,7 @@ from gossamer.training.errors import (
     NotSelectedError,
     TrainingError,
     UnknownTargetError,
+    UntrainableBaseError,
 )
 
 
@@ -33,18 +35,8 @@ def job_error(error: BaseException, given: Mapping[Path, str]) -> JobError:
     if isinstance(error, DataError):
         return _data_error(error, given)
     if isinstance(error, ConfigError):
-        field = error.field.replace("parameters.", "adapter.", 1)
+        field = _request_field(error.field)
         return JobError("invalid_parameter", f"{field}: {error.problem}", field)
-    if isinstance(error, AdapterError):
-        return JobError("invalid_adapter", _words(error), "adapter")
-    for kind, param in (
-        (DensityError, "adapter"), (UnknownTargetError, "adapter.targets"),
-        (NotSelectedError, "hyperparameters"),
-    ):  # fmt: skip
-        if isinstance(error, kind):
-            return JobError("invalid_parameter", _words(error), param)
-    if isinstance(error, DivergedError):
-        return JobError("training_diverged", _words(error), "hyperparameters")
     if isinstance(error, QuotaExceeded):
         return JobError("quota_exceeded", str(error))
     if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in NO_ROOM):
@@ -57,10 +49,36 @@ def job_error(error: BaseException, given: Mapping[Path, str]) -> JobError:
             "hyperparameters",
         )
     if isinstance(error, TrainingError):
-        return JobError("training_failed", _words(error))
+        return _training_error(error)
     if isinstance(error, CatalogError | JobsError):
         return JobError("store_failed", str(error))
     return JobError("internal_error", "The worker failed; the reason is in its log.")
+
+
+def _training_error(error: TrainingError) -> JobError:
+    code, param = "training_failed", None
+    match error:
+        case AdapterError():
+            code, param = "invalid_adapter", f"adapter.{error.field}".removesuffix(".")
+        case DensityError():
+            code, param = "invalid_parameter", f"adapter.{error.field}"
+        case UnknownTargetError():
+            code, param = "invalid_parameter", "adapter.targets"
+        case NotSelectedError():
+            code, param = "invalid_parameter", "adapter.warmup_steps"
+        case UntrainableBaseError():
+            code, param = "unsupported_base", "model"
+        case DivergedError():
+            code, param = "training_diverged", "hyperparameters"
+    return JobError(code, _words(error), param)
+
+
+def _request_field(field: str) -> str:
+    """A field of a run's config → where the request for the job has it."""
+    part, dot, rest = field.partition(".")
+    if part == "parameters":
+        return f"adapter{dot}{rest}"
+    return f"hyperparameters.{field}" if part in RunSettings.model_fields else field
 
 
 def _data_error(error: DataError, given: Mapping[Path, str]) -> JobError:

@@ -31,23 +31,46 @@ def no_adapters(reference: str) -> DeltaSet:
 
 
 def entries_of(delta_set: DeltaSet) -> dict[str, Entries]:
-    """All entries of an adapter, by weight; those of tiles too."""
+    """All entries of an adapter, by weight; those of tiles too. A weight without any, which a file
+    may name, is left out."""
     found = {}
     for name, delta in delta_set.deltas.items():
-        positions, values = delta.elements()
-        found[name] = Entries(torch.tensor(positions), torch.tensor(values))
+        if delta.nnz:
+            positions, values = delta.elements()
+            found[name] = Entries(torch.tensor(positions), torch.tensor(values))
     return found
 
 
 def opened(
-    adapters: Adapters, reference: str, fingerprint: str, table: Mapping[str, tuple[int, int]]
+    adapters: Adapters,
+    reference: str,
+    field: str,
+    fingerprint: str,
+    table: Mapping[str, tuple[int, int]],
 ) -> DeltaSet:
     """The adapter that a reference means.
+
+    Args:
+        reference: as the parameters have it.
+        field: the parameter that has it, for errors.
+        fingerprint: of the base.
+        table: base weight name → (out_features, in_features) of all that an adapter may change.
 
     Raises:
         AdapterError: there is none, or it is for another base.
     """
-    found = adapters(reference)
+    try:
+        found = adapters(reference)
+        _check_base(reference, found, fingerprint, table)
+    except AdapterError as error:
+        error.named_by(field)
+        raise
+    return found
+
+
+def _check_base(
+    reference: str, found: DeltaSet, fingerprint: str, table: Mapping[str, tuple[int, int]]
+) -> None:
     if found.base_fingerprint != fingerprint:
         raise AdapterError(
             reference,
@@ -58,7 +81,6 @@ def opened(
     for name, delta in found.deltas.items():
         if table.get(name) != delta.shape:
             raise AdapterError(reference, f"the base has no {name} {delta.shape}", "Give another")
-    return found
 
 
 @dataclass(frozen=True)
@@ -90,17 +112,27 @@ class Chain:
 def chained(links: Sequence[tuple[str, DeltaSet]]) -> Chain:
     """One after the other.
 
-    A link that holds all entries of those before it, with their values, stands for them as well, as
-    a later link of a chain does: it is self-contained.
+    A link that holds all entries of another one, with their values, stands for that as well, as a
+    later link of a chain does: it is self-contained. So their order is of no importance.
+
+    Args:
+        links: by the references in `parents`, in that order.
 
     Raises:
         OverlapError: two share entries.
     """
     kept: list[tuple[str, DeltaSet]] = []
+    places = {reference: place for place, (reference, _) in enumerate(links)}
     for reference, link in links:
+        if any(_contains(before, link) for _, before in kept):
+            continue
         kept = [(other, before) for other, before in kept if not _contains(link, before)]
         for other, before in kept:
-            _check_disjoint(reference, link, other, before)
+            try:
+                _check_disjoint(reference, link, other, before)
+            except OverlapError as error:
+                error.named_by(f"parents.{places[reference]}")
+                raise
         kept.append((reference, link))
     parts = [entries_of(link) for _, link in kept]
     names = sorted({name for part in parts for name in part})
@@ -109,7 +141,9 @@ def chained(links: Sequence[tuple[str, DeltaSet]]) -> Chain:
 
 def _contains(whole: DeltaSet, part: DeltaSet) -> bool:
     for name, delta in part.deltas.items():
-        if name not in whole.deltas:
+        if not delta.nnz:
+            continue
+        if name not in whole.deltas or not whole.deltas[name].nnz:
             return False
         positions, values = delta.elements()
         all_positions, all_values = whole.deltas[name].elements()
@@ -157,7 +191,7 @@ def without(entries: Weights, positions: Mapping[str, torch.Tensor]) -> dict[str
 def at(entries: Weights, name: str, positions: torch.Tensor) -> torch.Tensor:
     """The entries' values at these positions of a weight, 0 where there is none: float32 [n]."""
     values = torch.zeros(positions.numel())
-    if name in entries:
+    if name in entries and entries[name].positions.numel():
         part = entries[name]
         place = torch.searchsorted(part.positions, positions).clamp(max=part.positions.numel() - 1)
         there = part.positions[place] == positions

@@ -25,11 +25,11 @@ from gossamer.training.checkpoints import Result, WorkFolder
 from gossamer.training.config import TrainConfig
 from gossamer.training.dense import DenseLinear
 from gossamer.training.encode import Encoded
-from gossamer.training.errors import DivergedError, NotANumberError
+from gossamer.training.errors import ConfigError, DivergedError, NotANumberError
 from gossamer.training.gating import gated_mlps, recomputing
 from gossamer.training.loop import History, Phase, run_phase
 from gossamer.training.methods.method import Density, Trained
-from gossamer.training.methods.targets import match_targets
+from gossamer.training.methods.targets import look_over, match_targets
 from gossamer.training.optimizing import SHARE_OF_RATE, Optimizer, Schedule
 from gossamer.training.order import seen, updates
 from gossamer.training.progress import Started, Watcher
@@ -75,6 +75,10 @@ class Material:
 class Work:
     """One run of a method.
 
+    Raises:
+        UntrainableBaseError: there is no weight that an adapter may change.
+        ConfigError: evaluations are asked for, and there are no held-out examples.
+
     Attributes:
         table: base weight name → (out_features, in_features) of every weight that an adapter may
             change.
@@ -97,6 +101,10 @@ class Work:
     _rate: float = 0.0
 
     def __post_init__(self) -> None:
+        self._others = look_over(self.model, self.table)
+        if self.config.eval_steps is not None and not self.material.held_out:
+            problem = "there are no held-out examples; give eval_data or an eval_fraction"
+            raise ConfigError("eval_steps", problem)
         self.trainee = Trainee(self.model)
         self._gated = gated_mlps(self.model)
         self.epoch = updates(self.config, len(self.material.examples), 1.0)
@@ -108,17 +116,21 @@ class Work:
 
     def targets(self, pattern: str) -> dict[str, tuple[int, int]]:
         """The weights that a pattern names; see `match_targets`."""
-        return match_targets(pattern, self.table)
+        return match_targets(pattern, self.table, self._others)
 
-    def open(self, reference: str) -> DeltaSet:
+    def open(self, reference: str, field: str) -> DeltaSet:
         """An adapter for this base.
+
+        Args:
+            reference: as the parameters have it.
+            field: the parameter that has it, like `parents.1`.
 
         Raises:
             AdapterError: there is none, or it is for another base.
             WorkFolderError: it was another one when the run began.
         """
         material = self.material
-        found = opened(material.adapters, reference, material.fingerprint, self.table)
+        found = opened(material.adapters, reference, field, material.fingerprint, self.table)
         if material.folder is not None:
             material.folder.expect(reference, digest(found))
         return found

@@ -1,14 +1,15 @@
 """The worker: takes jobs from the queue, trains, and hands in what comes out.
 
-One job at a time. A thread of its own sends the heartbeats, hears what the tenant wants, and ends
-the training when the lease is lost. Whatever the worker writes is fenced by its claim, and the
-result becomes visible in the transaction that ends the job, so a worker that was stopped past its
-lease changes nothing, however late it wakes up.
+One job at a time. A thread of its own sends the heartbeats, looks every second what the tenant
+wants, and ends the training when the lease is lost. Whatever the worker writes is fenced by its
+claim, and the result becomes visible in the transaction that ends the job, so a worker that was
+stopped past its lease changes nothing, however late it wakes up.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 #: Seconds until others may take a job whose worker is silent.
 LEASE_S = 30.0
+#: Seconds between two looks, between heartbeats, at what the tenant wants.
+LOOK_S = 1.0
+#: Seconds between two looks for what finished jobs have left in the work folder, at least.
+SWEEP_S = 60.0
 #: What may be over at the next try: the registry cannot be written at the moment.
 _NOT_NOW = (RegistryBusy, StoreFull)
 
@@ -65,6 +70,7 @@ class Worker:
         self._work_dir = work_dir
         self._name = name
         self._trouble = ""  # why no job could be taken, for it to be said once
+        self._swept: float | None = None  # when the work folder was looked through
         self._lease_s = lease_s
 
     def run(self, stop: threading.Event, *, once: bool = False) -> int:
@@ -74,17 +80,43 @@ class Worker:
         and goes back into the queue.
         """
         taken = 0
+        self._sweep()
         while not stop.is_set():
             lease = self._take()
             if lease is not None:
                 taken += 1
                 self._serve(lease, stop)
                 free_memory()
-            elif once:
+                continue
+            self._sweep()
+            if once:
                 break
-            else:
-                stop.wait(POLL_S)
+            stop.wait(POLL_S)
         return taken
+
+    def _sweep(self) -> None:
+        """Remove what jobs have kept that ended without a worker: cancelled while they were paused,
+        or given up after too many attempts. Does so now and then only.
+
+        The folders are listed first and the registry is asked afterwards: a folder is made for a
+        job that is there, and a job that is finished stays so. So no folder that somebody goes on
+        from, or is about to make, is among those that go.
+        """
+        now = time.monotonic()
+        if self._swept is not None and now - self._swept < SWEEP_S:
+            return
+        self._swept = now
+        folders = {path.name: path for path in self._work_dir.glob("*") if path.is_dir()}
+        if not folders:
+            return
+        try:
+            ended = self._backlog.ended(folders)
+        except _NOT_NOW as error:
+            log.warning("the work folder is left as it is: %s", error)
+            return
+        for job in sorted(ended):
+            log.info("job %s has ended: what it had kept is removed", job)
+            shutil.rmtree(folders[job], ignore_errors=True)
 
     def _take(self) -> Lease | None:
         fingerprint = self._loaded.files.fingerprint
@@ -115,10 +147,10 @@ class Worker:
                 self._end(lease, attempt, "cancel")
             except LeaseLost:
                 log.warning("job %s: the lease was lost; nothing was changed", job.id)
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the job's failure
                 self._fail(lease, attempt, error)
-                if not isinstance(error, Exception):
-                    raise
+            # What is no Exception, as a second Ctrl-C, is this process's end and not the job's: it
+            # is taken again when its lease has ended.
 
     def _leave(self, lease: Lease, attempt: Attempt, pulse: Pulse) -> None:
         """The training stopped after a step, with a checkpoint."""
@@ -142,7 +174,7 @@ class Worker:
 
         self._insist(lease, end)
 
-    def _fail(self, lease: Lease, attempt: Attempt, error: BaseException) -> None:
+    def _fail(self, lease: Lease, attempt: Attempt, error: Exception) -> None:
         claim, reason = lease.claim, job_error(error, attempt.given)
         log.warning("job %s failed: %s", claim.job.id, reason.message, exc_info=error)
         if reason.code == "disk_full":
@@ -176,10 +208,11 @@ class Worker:
 
 
 class Pulse:
-    """Sends a job's heartbeats from a thread of its own, while the context lasts.
+    """Sends a job's heartbeats, and looks between them, from a thread of its own, while the context
+    lasts.
 
     Attributes:
-        order: what the tenant wanted at the last of them.
+        order: what the tenant wanted when it was last looked at.
         lost: whether the job may be another worker's by now.
     """
 
@@ -200,18 +233,23 @@ class Pulse:
         self._thread.join()
 
     def _beat(self) -> None:
+        looked = time.monotonic()
         while not self._done.wait(0.2):
             if not self._lease.remaining_s:
                 # Stopped for too long, or the registry was away: to beat now is to ask.
                 self.lost = True
-            if not self._lease.is_due:
-                continue
             try:
-                self.order = self._lease.beat(self._attempt.progress)
-                self.lost = False
+                if self._lease.is_due:
+                    self.order = self._lease.beat(self._attempt.progress)
+                    self.lost = False
+                elif time.monotonic() - looked >= LOOK_S:
+                    self.order = self._lease.look()
+                else:
+                    continue
             except LeaseLost:
                 self.lost = True
                 return
             except _NOT_NOW as error:
-                log.warning("a heartbeat was not sent: %s", error)
+                log.warning("the registry did not answer: %s", error)
                 self._done.wait(POLL_S)
+            looked = time.monotonic()

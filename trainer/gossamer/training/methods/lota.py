@@ -18,7 +18,7 @@ from torch import Tensor
 from gossamer.jobs.methods import DECLARATIONS, LotaParameters
 from gossamer.store.format import digest
 from gossamer.training.checkpoints import Result
-from gossamer.training.errors import AdapterError, ConfigError, DensityError
+from gossamer.training.errors import AdapterError, DensityError
 from gossamer.training.methods.method import Density, Method, Trained
 from gossamer.training.methods.recycling import Beginning, beginning, inherits, train_inherited
 from gossamer.training.methods.sparta import random_positions, shares
@@ -41,14 +41,10 @@ def train(parameters: LotaParameters, work: Work) -> Trained:
     Raises:
         DensityError: the sparsity leaves nothing to train.
         UnknownTargetError: the targets name no weights.
-        ConfigError: likewise, or the positions are to come from two places.
+        ConfigError: likewise.
         AdapterError: an adapter that is referred to cannot be used.
     """
     if inherits(parameters):
-        field = "mask_from" if parameters.mask_from is not None else "mask"
-        if field in parameters.model_fields_set:
-            problem = 'init_from brings its own positions; set init_positions to "select"'
-            raise ConfigError(f"parameters.{field}", problem)
         return train_inherited(parameters, work)
     return train_among(parameters, work, beginning(parameters, work), {})
 
@@ -58,17 +54,18 @@ def train_among(
 ) -> Trained:
     """LoTA on the entries that are allowed; `begin` is kept where it is not trained."""
     chosen = work.targets(parameters.targets)
-    counts = _counts(parameters, chosen, allowed)
-    calibrations = 0
-    if parameters.mask == "calibrated" and parameters.mask_from is None:
-        calibrations = parameters.iterations
-    steps = calibration_steps(parameters, work)
-    planned = {f"calibrate-{i + 1}": steps for i in range(calibrations)} | {"train": work.steps}
+    calibrated = parameters.mask == "calibrated" and parameters.mask_from is None
+    planned = {"train": work.steps}
+    if calibrated:
+        steps, iterations = calibration_steps(parameters, work), range(parameters.iterations)
+        planned = {f"calibrate-{i + 1}": steps for i in iterations} | planned
+    counts: list[int] = []
     if parameters.mask_from is not None:
         positions, notes = _borrowed(parameters.mask_from, work, chosen, allowed)
         nnz = sum(where.numel() for where in positions.values())
         density = work.density(nnz, {name: work.table[name] for name in positions})
     else:
+        counts = _counts(parameters, chosen, allowed)
         density = work.density(_entries_at_most(counts, parameters, chosen), chosen)
         positions, notes = {}, {}
     work.begin(density, planned, len(chosen))
@@ -110,7 +107,12 @@ def _counts(parameters: LotaParameters, chosen: Shapes, allowed: Masks) -> list[
     n = parameters.iterations
     counts = [round(density ** (i / n) * total) for i in range(1, n + 1)]
     if counts[-1] < 1 or counts[-1] > free:
-        raise DensityError(counts[-1], free, density, free / total)
+        units = "positions" if side == 1 else f"tiles of {side} x {side}"
+        raise DensityError(
+            "sparsity", parameters.sparsity, wanted=counts[-1], available=free, units=units,
+            smallest=1.0 - free / total, largest=1.0 - 1.0 / total,
+            where="what the parents leave of the targets" if allowed else "the targets",
+        )  # fmt: skip
     return [min(count, free) for count in counts]
 
 
@@ -132,7 +134,7 @@ def _borrowed(
     reference: str, work: Work, chosen: Shapes, allowed: Masks
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The positions of another adapter in the targets, but for those that may not be trained."""
-    found = work.open(reference)
+    found = work.open(reference, "mask_from")
     positions: dict[str, Tensor] = {}
     for name, part in entries_of(found).items():
         where = part.positions
@@ -142,7 +144,9 @@ def _borrowed(
             positions[name] = where
     if not positions:
         problem = "none of its entries may be trained here"
-        raise AdapterError(reference, problem, "Give another mask, or more targets")
+        error = AdapterError(reference, problem, "Give another mask, or more targets")
+        error.named_by("mask_from")
+        raise error
     return positions, {"mask_from": {"digest": digest(found), "nnz": found.nnz}}
 
 

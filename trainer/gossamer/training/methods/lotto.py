@@ -28,7 +28,9 @@ def train(parameters: LottoParameters, work: Work) -> Trained:
         AdapterError: a parent cannot be used.
         DensityError: too few entries are free.
     """
-    chain = chained([(reference, work.open(reference)) for reference in parameters.parents])
+    chain = chained(
+        [(name, work.open(name, f"parents.{i}")) for i, name in enumerate(parameters.parents)]
+    )
     chosen = work.targets(parameters.targets)
     allowed = {}
     for name, shape in chosen.items():

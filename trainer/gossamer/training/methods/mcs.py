@@ -94,7 +94,10 @@ class _Selection:
             smallest = min(self._kept, key=lambda name: self._kept[name])
             size = math.prod(chosen[smallest])
             least = 0.51 * side * side / size
-            raise DensityError(0, size, parameters.keep_ratio, 1.0, least)
+            raise DensityError(
+                "keep_ratio", parameters.keep_ratio, wanted=0, available=size, smallest=least,
+                largest=1.0, where=smallest,
+            )  # fmt: skip
 
     @property
     def nnz(self) -> int:

@@ -47,7 +47,7 @@ def beginning(parameters: MethodParameters, work: Work) -> Beginning:
     """
     if parameters.init_from is None:
         return Beginning()
-    found = work.open(parameters.init_from)
+    found = work.open(parameters.init_from, "init_from")
     notes = {"init_from": {"digest": digest(found), "nnz": found.nnz}}
     return Beginning(entries_of(found), notes)
 
@@ -68,7 +68,9 @@ def train_inherited(parameters: MethodParameters, work: Work) -> Trained:
     nnz = sum(where.numel() for where in positions.values())
     if not nnz:
         problem = "it has no entries, so there is nothing to train"
-        raise AdapterError(str(parameters.init_from), problem, 'Set init_positions to "select"')
+        error = AdapterError(str(parameters.init_from), problem, 'Set init_positions to "select"')
+        error.named_by("init_from")
+        raise error
     density = work.density(nnz, {name: work.table[name] for name in positions})
     work.begin(density, {"train": work.steps}, len(positions))
     entries = work.sparse("train", positions, start=begin.values(positions))

@@ -80,7 +80,10 @@ def draw(parameters: SpartaParameters, table: Mapping[str, tuple[int, int]], see
     wanted = round(Fraction(parameters.density) * denominator)
     if not 0 < wanted <= in_targets:
         largest = in_targets / denominator
-        raise DensityError(wanted, in_targets, parameters.density, largest)
+        raise DensityError(
+            "density", parameters.density, wanted=wanted, available=in_targets,
+            smallest=1 / denominator, largest=largest,
+        )  # fmt: skip
     mask_seed = seed if parameters.mask_seed is None else parameters.mask_seed
     positions = random_positions(sizes, wanted, mask_seed)
     density = Density(wanted, sum(sizes[name] for name in positions), in_model)
@@ -96,6 +99,7 @@ def train(parameters: SpartaParameters, work: Work) -> Trained:
     """
     if inherits(parameters):
         return train_inherited(parameters, work)
+    work.targets(parameters.targets)  # says more of those that match nothing than `draw` can
     drawn = draw(parameters, work.table, work.config.seed)
     positions = {name: torch.from_numpy(where) for name, where in drawn.positions.items()}
     begin = beginning(parameters, work)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from gossamer.jobs.methods import REGEX
 from gossamer.jobs.patterns import Pattern
-from gossamer.training.errors import ConfigError, UnknownTargetError
+from gossamer.training.errors import ConfigError, UnknownTargetError, UntrainableBaseError
+
+log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 
@@ -22,20 +27,23 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def match_targets(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def match_targets(
+    targets: str, table: Mapping[str, tuple[int, int]], others: Sequence[str] = ()
+) -> dict[str, tuple[int, int]]:
     """The rows of `table` that `targets` names, in the table's order.
 
     Args:
         targets: `all-linear`; `re:` and a regular expression searched for in the weights' names; or
             a comma-separated list of short names (`SHORT_NAMES`) and names of layers (`o_proj`).
         table: base weight name → (out_features, in_features).
+        others: what cannot be a target, for the error.
 
     Raises:
         UnknownTargetError: an item matches nothing.
         ConfigError: the list is empty, or the regular expression is none.
     """
     if targets.startswith(REGEX):
-        return _search(targets, table)
+        return _search(targets, table, others)
     items = [item.strip() for item in targets.split(",") if item.strip()]
     if not items:
         raise ConfigError("parameters.targets", "it is empty")
@@ -44,19 +52,54 @@ def match_targets(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[st
         layers = SHORT_NAMES.get(item, (item,))
         found = {name for name in table if item == ALL_LINEAR or _layer(name) in layers}
         if not found:
-            raise UnknownTargetError(item, sorted({_layer(name) for name in table}))
+            raise UnknownTargetError(item, sorted({_layer(name) for name in table}), others)
         chosen |= found
     return {name: shape for name, shape in table.items() if name in chosen}
 
 
-def _search(targets: str, table: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def look_over(model: nn.Module, table: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Classes of the modules that have matrices of their own which no target can name, sorted: a
+    mixture's experts and its router. Their share stays as it is, which the log is told.
+
+    Embeddings and the output head are not among them; they are never targets.
+
+    Raises:
+        UntrainableBaseError: there is no other matrix, as in GPT-2, which is made of `Conv1D`.
+    """
+    others = _unlisted(model, table)
+    if not table:
+        raise UntrainableBaseError(others)
+    if others:
+        names = ", ".join(others)
+        log.warning("The weights of %s are in no torch.nn.Linear and cannot be trained.", names)
+    return others
+
+
+def _unlisted(model: nn.Module, table: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return tuple(
+        sorted(
+            {
+                type(module).__name__
+                for name, module in model.named_modules()
+                if module is not head and not isinstance(module, nn.Embedding)
+                for own, parameter in module.named_parameters(name, recurse=False)
+                if parameter.ndim > 1 and own not in table
+            }
+        )
+    )
+
+
+def _search(
+    targets: str, table: Mapping[str, tuple[int, int]], others: Sequence[str]
+) -> dict[str, tuple[int, int]]:
     try:
         pattern = Pattern(targets.removeprefix(REGEX))
     except ValueError as error:
         raise ConfigError("parameters.targets", str(error)) from error
     found = {name: shape for name, shape in table.items() if pattern.search(name)}
     if not found:
-        raise UnknownTargetError(targets, sorted({_layer(name) for name in table}))
+        raise UnknownTargetError(targets, sorted({_layer(name) for name in table}), others)
     return found
 
 
