@@ -24,7 +24,12 @@ def test_a_job_is_queued_as_it_was_asked_for(bench: Bench) -> None:
         "acme",
         bench.request(
             method="lota",
-            parameters={"sparsity": 0.99, "iterations": 2, "init_from": "sql*0.5"},
+            parameters={
+                "sparsity": 0.99,
+                "iterations": 2,
+                "init_from": "sql*0.5",
+                "init_positions": "select",
+            },
             settings={"n_epochs": 3, "batch_size": "auto"},
             references={"sql": f"sql@{make_digest(1)}"},
             suffix="my-sql",
@@ -222,7 +227,7 @@ def test_a_stored_database_is_read_and_its_jobs_go_on(tmp_path: Path) -> None:
     assert running.request.metadata == {"team": "a"}
     assert [j.id for j in backlog.list("acme", metadata={"team": "a"}).items] == [running.id]
     assert [e.step for e in backlog.events("acme", running.id).items] == [3, None]
-    assert backlog.checkpoints("acme", running.id).items[0].model == "sql@step-3"
+    assert backlog.checkpoints("acme", running.id).items == (), "this registry has no such version"
     assert backlog.claim("w", LEASE) is None  # its lease has ended, and a pause was wanted
     assert backlog.resume("acme", running.id).status == "queued"
     claim = backlog.claim("w", LEASE)

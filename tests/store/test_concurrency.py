@@ -176,28 +176,3 @@ def test_processes_share_a_registry(tmp_path: Path) -> None:
         assert [v.number for v in versions] == list(range(1, len(versions) + 1))
         for version in versions:
             assert digest(store.catalog.open(version.digest)) == version.digest
-
-
-def test_the_quota_counts_what_is_kept(tmp_path: Path) -> None:
-    size = len(make_file(1))
-    with opened(tmp_path, ("acme", "zeta")) as store:
-        catalog = store.catalog
-        push(catalog, "sql", 1)
-        push(catalog, "copy", 1)  # the same file counts once
-        push(catalog, "sql", 2, tag="step-1")  # a checkpoint not at all
-        push(catalog, "training", 3, tag="step-1")
-        push(catalog, "sql", 4, tenant="zeta")  # nor another tenant's
-        usage = catalog.usage("acme")
-        assert (usage.adapters, usage.stored_bytes) == (2, size)
-        catalog.delete("acme", "copy")
-        catalog.delete("acme", "sql")
-        usage = catalog.usage("acme")
-        assert (usage.adapters, usage.stored_bytes) == (0, 0)
-
-
-def test_a_full_quota_still_takes_what_costs_nothing(tmp_path: Path) -> None:
-    size = len(make_file(1))
-    with opened(tmp_path, limits=StoreLimits(adapters=1, stored_bytes=size)) as store:
-        first = push(store.catalog, "sql", 1)
-        assert push(store.catalog, "sql", 1) == first
-        assert push(store.catalog, "sql", 2, tag="step-1").tag == "step-1"

@@ -30,7 +30,6 @@ from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.runner import Geometry
 from gossamer.jobs.backlog import Backlog
-from gossamer.jobs.views import JobLimits
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import BaseInfo
@@ -109,7 +108,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         base=base,
         engine=engine,
         store=store,
-        backlog=Backlog(store.registry, limits=JobLimits(unfinished=limits.jobs_per_tenant)),
+        backlog=Backlog(store.registry, limits=limits.of_jobs()),
         prompts=Prompts(tokenizer, engine.context_length, limits.template_seconds),
         tokens=TokenText(tokenizer),
         constraints=Constraints(

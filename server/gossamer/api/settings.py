@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gossamer.jobs.views import JobLimits
 from gossamer.store.catalog.views import StoreLimits
 
 Bytes = Annotated[int, Field(gt=0)]
@@ -25,7 +26,8 @@ class Limits(BaseModel):
 
     `queued` and `queued_per_tenant` count sequences (prompts × n) that have not begun;
     `rows_at_once` is how many of them one request may have in the engine. `jobs_per_tenant` counts
-    training jobs that are queued, running or paused; the files are those to train on.
+    training jobs that are queued, running or paused; of its checkpoints a job keeps the last
+    `checkpoints_per_job`, which count in the bytes of adapters. The files are those to train on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,7 @@ class Limits(BaseModel):
     file_bytes_per_tenant: Bytes = 1 << 30
     # training
     jobs_per_tenant: Count = 16
+    checkpoints_per_job: Count = 5
 
     def of_store(self) -> StoreLimits:
         """Those that the store enforces."""
@@ -81,6 +84,13 @@ class Limits(BaseModel):
             files=self.files_per_tenant,
             file_bytes=self.file_bytes_per_tenant,
             training_file_bytes=self.training_file_bytes,
+        )
+
+    def of_jobs(self) -> JobLimits:
+        """Those that the queue of training jobs enforces."""
+        return JobLimits(
+            unfinished=self.jobs_per_tenant,
+            checkpoints=self.checkpoints_per_job,
         )
 
 

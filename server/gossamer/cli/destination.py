@@ -44,6 +44,7 @@ class Destination:
     url: str | None
     key: str
     base: BaseFiles | None = None
+    _is_full: bool = False
 
     def check(self, base: BaseFiles) -> None:
         """Whether a result for `base` can go there.
@@ -75,8 +76,12 @@ class Destination:
                 kept["version"] = self._push(self.push, file, output)
         return kept
 
-    def keep_checkpoint(self, step: int, adapter: DeltaSet, metrics: Mapping[str, float]) -> None:
-        """Put a run's adapter as it stands into the data folder, as `name@step-N`."""
+    def keep_checkpoint(
+        self, output: Output, step: int, adapter: DeltaSet, metrics: Mapping[str, float]
+    ) -> None:
+        """Put a run's adapter as it stands into the data folder, as `name@step-N`. One for which
+        the tenant has no room is left out: the run goes on."""
+        from gossamer.store.catalog.errors import QuotaExceeded
         from gossamer.store.format import write
 
         del metrics  # they are told to whoever watches the run
@@ -85,10 +90,15 @@ class Destination:
         with tempfile.TemporaryDirectory(prefix="gossamer-train-") as folder:
             file = Path(folder) / "adapter.safetensors"
             write(adapter, file)
-            with self._store() as store:
-                store.catalog.upload(
-                    self.tenant, self.push, file, activate=False, tag=f"step-{step}"
-                )
+            try:
+                with self._store() as store:
+                    store.catalog.upload(
+                        self.tenant, self.push, file, activate=False, tag=f"step-{step}"
+                    )
+            except QuotaExceeded as error:
+                if not self._is_full:
+                    output.note(f"Warning: the checkpoint of step {step} is not kept: {error}")
+                self._is_full = True
 
     def _push(self, name: str, file: Path, output: Output) -> dict[str, Any]:
         if self.url is not None:

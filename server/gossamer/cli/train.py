@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -259,7 +260,7 @@ def _run(order: _Order, base: BaseFiles, goal: Destination, output: Output) -> T
             adapters = stack.enter_context(_adapters(order, base, goal.tenant))
             given: dict[str, Any] = {"adapters": adapters}
             if order.config.checkpoint_steps is not None:
-                given["keep"] = goal.keep_checkpoint
+                given["keep"] = partial(goal.keep_checkpoint, output)
             if order.work is not None:
                 stop = stack.enter_context(stopping())
                 given |= {"folder": order.work, "stop": stop.is_set}

@@ -62,7 +62,6 @@ def _work(
     from gossamer.cli.signals import stopping
     from gossamer.cli.stores import open_store
     from gossamer.jobs.backlog import Backlog
-    from gossamer.jobs.views import JobLimits
     from gossamer.training.worker import Worker
 
     configure_logging(settings.log_level)
@@ -78,8 +77,7 @@ def _work(
         if parent is not None:
             watch = threading.Thread(target=_end_with, args=(parent, stop), daemon=True)
             watch.start()
-        limits = JobLimits(unfinished=settings.limits.jobs_per_tenant)
-        backlog = Backlog(store.registry, limits=limits)
+        backlog = Backlog(store.registry, limits=settings.limits.of_jobs())
         made = Worker(store, base, backlog, data_dir / WORK, name=name, lease_s=lease_s)
         document = {
             "event": "working",

@@ -13,7 +13,7 @@ transaction that registers the version: a worker that was stopped past its lease
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -146,18 +146,19 @@ class Backlog:
         limit: int = 10,
         order: Direction = "desc",
     ) -> Page[Checkpoint]:
-        """A job's checkpoints by their steps, the last first unless `order` is `asc`.
+        """A job's checkpoints that can be asked at the moment, by their steps, the last first
+        unless `order` is `asc`.
 
         Raises:
             JobNotFound
-            UnknownCursor: `after` is no checkpoint of the job.
+            UnknownCursor: `after` is no checkpoint of the job; one that was deleted is good.
         """
         with self._parts.registry.read() as session:
             row = reading.find_row(session, tenant, job_id)
             return reading.read_checkpoints(session, row, after, limit, order)
 
     def cancel(self, tenant: str, job_id: str) -> Job:
-        """End a job: at once if no worker has it, else at the worker's next heartbeat (`wanted` is
+        """End a job: at once if no worker has it, else when its worker has heard of it (`wanted` is
         `cancel` until then). Once this returns the job cannot succeed, and it cannot be taken back.
 
         Raises:
@@ -167,7 +168,7 @@ class Backlog:
         return steer(self._parts, tenant, job_id, "cancel")
 
     def pause(self, tenant: str, job_id: str) -> Job:
-        """Put a job aside, at once or at its worker's next heartbeat. It counts as unfinished.
+        """Put a job aside, at once or when its worker has heard of it. It counts as unfinished.
 
         Raises:
             JobNotFound, RegistryBusy
@@ -216,6 +217,26 @@ class Backlog:
         """
         return working.heartbeat(self._parts, claim, lease_s, progress)
 
+    def wanted(self, claim: Claim) -> Order:
+        """What the tenant wants, as `heartbeat` answers, but writes nothing: other writers do not
+        wait for it.
+
+        Raises:
+            LeaseLost, RegistryBusy
+        """
+        with self._parts.registry.read() as session:
+            return working.wanted(session, claim)
+
+    def ended(self, job_ids: Collection[str]) -> frozenset[str]:
+        """Those of the ids that no unfinished job has: their jobs are finished, or there are none.
+        What is no id of a job is not among them.
+
+        Raises:
+            RegistryBusy
+        """
+        with self._parts.registry.read() as session:
+            return reading.read_ended(session, job_ids)
+
     def event(
         self,
         claim: Claim,
@@ -247,6 +268,16 @@ class Backlog:
         The upload then raises LeaseLost if the job is no longer the claim's.
         """
         return working.checkpointing(self._parts, claim, step, metrics)
+
+    def outdated(self, claim: Claim, step: int) -> Callable[[Session], Collection[str]]:
+        """What makes a checkpoint take the place of older ones, in one transaction:
+        `catalog.upload(…, outdated=backlog.outdated(claim, step))`. The last
+        `JobLimits.checkpoints` of the job stay, and those that an unfinished job of the tenant
+        refers to.
+
+        The upload then raises LeaseLost if the job is no longer the claim's.
+        """
+        return working.outdated(self._parts, claim, step)
 
     def attaching(self, claim: Claim) -> Callable[[Session, FileInfo], None]:
         """What makes an uploaded file one of the job's result files, in one transaction:

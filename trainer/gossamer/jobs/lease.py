@@ -68,6 +68,15 @@ class Lease:
         self._since = since
         return order
 
+    def look(self) -> Order:
+        """What the tenant wants, without a heartbeat: nothing is written, and nobody waits.
+
+        Raises:
+            LeaseLost: the job is another's, or ended.
+            RegistryBusy
+        """
+        return self._backlog.wanted(self.claim)
+
     @property
     def remaining_s(self) -> float:
         """Seconds left, never below 0. At 0 the job may be another's: stop, or beat and see."""

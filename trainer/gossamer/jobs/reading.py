@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import sqlalchemy as sa
@@ -13,12 +13,20 @@ from gossamer.jobs.errors import JobNotFound, UnknownCursor
 from gossamer.jobs.requests import request_view
 from gossamer.jobs.views import Checkpoint, Job, JobError, Order, Status
 from gossamer.store.catalog.views import Direction, Page
-from gossamer.store.registry.job_models import SUCCEEDED, JobCheckpoint, JobMetadata
+from gossamer.store.registry.job_models import (
+    PAUSED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    JobCheckpoint,
+    JobMetadata,
+)
 from gossamer.store.registry.job_models import Job as Row
-from gossamer.store.registry.models import Tenant
+from gossamer.store.registry.models import ACTIVE, TOMBSTONED, Adapter, Tenant, Version
 
 _JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
 _CHECKPOINT_ID = re.compile(r"ftckpt-[0-9a-f]{24}")
+_UNFINISHED = sa.select(Row.public_id).where(Row.status.in_((QUEUED, RUNNING, PAUSED)))
 
 
 def find_row(session: Session, tenant: str, job_id: str, *, lock: bool = False) -> Row:
@@ -73,14 +81,15 @@ def read_checkpoints(
     session: Session, row: Row, after: str | None, limit: int, order: Direction
 ) -> Page[Checkpoint]:
     """See `backlog.Backlog.checkpoints`."""
-    query = sa.select(JobCheckpoint).where(JobCheckpoint.job_id == row.id)
+    mine = sa.select(JobCheckpoint).where(JobCheckpoint.job_id == row.id)
+    query = mine.where(_its_version(row).where(Version.status == ACTIVE).exists())
     newest_first = order == "desc"
     step = JobCheckpoint.step
     if after is not None:
         cursor = None
-        if _CHECKPOINT_ID.fullmatch(after):
+        if _CHECKPOINT_ID.fullmatch(after):  # its version may be gone by now
             cursor = session.execute(
-                query.where(JobCheckpoint.public_id == after)
+                mine.where(JobCheckpoint.public_id == after)
             ).scalar_one_or_none()
         if cursor is None:
             raise UnknownCursor(after)
@@ -88,6 +97,49 @@ def read_checkpoints(
     query = query.order_by(step.desc() if newest_first else step).limit(limit + 1)
     found = session.execute(query).scalars().all()
     return Page(tuple(_checkpoint(c, row) for c in found[:limit]), len(found) > limit)
+
+
+def kept_checkpoints(session: Session, row: Row) -> list[JobCheckpoint]:
+    """Those of a job that take room, the last first; a damaged one does, too."""
+    query = sa.select(JobCheckpoint).where(
+        JobCheckpoint.job_id == row.id,
+        _its_version(row).where(Version.status != TOMBSTONED).exists(),
+    )
+    return list(session.execute(query.order_by(JobCheckpoint.step.desc())).scalars())
+
+
+def _its_version(row: Row) -> sa.Select[int]:
+    """What a checkpoint of the job was registered as. Another job that makes the same name may have
+    put its own in that place since, which says something else."""
+    return (
+        sa.select(Version.id)
+        .join(Adapter, Adapter.id == Version.adapter_id)
+        .where(Adapter.tenant_id == row.tenant_id, Adapter.name == row.adapter)
+        .where(
+            Version.tag == sa.literal("step-").concat(sa.cast(JobCheckpoint.step, sa.String)),
+            Version.digest == JobCheckpoint.digest,
+        )
+        .correlate(JobCheckpoint)
+    )
+
+
+def referred_digests(session: Session, tenant: int) -> frozenset[str]:
+    """Of the versions that a tenant's unfinished jobs begin with."""
+    requests = session.execute(
+        _UNFINISHED.with_only_columns(Row.request).where(Row.tenant_id == tenant)
+    )
+    return frozenset(
+        fixed.rpartition("@")[2]
+        for request in requests.scalars()
+        for fixed in request_view(request).references.values()
+    )
+
+
+def read_ended(session: Session, job_ids: Collection[str]) -> frozenset[str]:
+    """See `backlog.Backlog.ended`."""
+    # Which are not is asked of all jobs at once: those are few, and found by the index of states.
+    unfinished = set(session.execute(_UNFINISHED).scalars())
+    return frozenset(i for i in job_ids if _JOB_ID.fullmatch(i) and i not in unfinished)
 
 
 def _checkpoint(found: JobCheckpoint, row: Row) -> Checkpoint:

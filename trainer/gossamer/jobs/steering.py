@@ -1,7 +1,7 @@
 """A tenant's word about its job: cancel, pause, resume; and what it makes of the job's state.
 
     queued  → paused, cancelled                 at once
-    running → wanted: pause, wanted: cancel     the worker hears it at its next heartbeat
+    running → wanted: pause, wanted: cancel     the worker hears it within a second
     paused  → queued, cancelled                 at once
 
 Asking again for what is so already changes nothing, for clients retry by themselves. A cancel

@@ -12,7 +12,7 @@ from typing import Any, Literal
 Status = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
-#: what a worker hears at a heartbeat
+#: what a worker hears of its tenant
 Order = Literal["continue", "cancel", "pause"]
 Level = Literal["info", "warn", "error"]
 EventKind = Literal["message", "metrics"]
@@ -27,12 +27,14 @@ class JobLimits:
         max_attempts: workers that may die over a job before it fails.
         same_request_s: seconds in which an identical request of a tenant is the same job.
         events: of one job that are kept; past it old metrics are thinned.
+        checkpoints: of one job that are kept, the last ones, and what unfinished jobs refer to.
     """
 
     unfinished: int = 16
     max_attempts: int = 5
     same_request_s: float = 60.0
     events: int = 10_000
+    checkpoints: int = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Progress:
     Attributes:
         step: updates made, of `steps`.
         loss: nats per trained token at the last of them; one that is not finite is left out.
-        trained_tokens: until now, padding not counted.
+        trained_tokens: until now, in all phases, padding not counted.
         remaining_s: seconds until it is finished, as far as the worker can tell.
     """
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from gossamer.jobs.errors import CancelRequested, LeaseLost
 from gossamer.jobs.log import finite, write_event
 from gossamer.jobs.parts import Parts
+from gossamer.jobs.reading import kept_checkpoints, referred_digests
 from gossamer.jobs.steering import CANCEL, leave, settle
 from gossamer.jobs.views import Claim, JobError, Level, Order, Progress
 from gossamer.store.catalog.views import FileInfo, VersionInfo
@@ -35,6 +36,15 @@ def fenced(session: Session, claim: Claim) -> Row:
     return row
 
 
+def wanted(session: Session, claim: Claim) -> Order:
+    """What a claimed job's tenant wants; see `backlog.Backlog.wanted`."""
+    query = sa.select(Row.status, Row.fence, Row.wanted).where(Row.public_id == claim.job.id)
+    found = session.execute(query).first()
+    if found is None or found.fence != claim.fence or found.status != RUNNING:
+        raise LeaseLost(claim.job.id, claim.worker)
+    return cast(Order, found.wanted or "continue")
+
+
 def heartbeat(parts: Parts, claim: Claim, lease_s: float, progress: Progress | None) -> Order:
     """Extend the lease; see `backlog.Backlog.heartbeat`."""
     with parts.registry.write() as session:
@@ -44,7 +54,9 @@ def heartbeat(parts: Parts, claim: Claim, lease_s: float, progress: Progress | N
             row.step, row.steps = progress.step, progress.steps
             loss = progress.loss
             row.loss = loss if loss is not None and math.isfinite(loss) else None
-            row.trained_tokens = progress.trained_tokens
+            if progress.trained_tokens is not None:
+                # An attempt repeats what the one before it had not kept.
+                row.trained_tokens = max(row.trained_tokens or 0, progress.trained_tokens)
             remaining = progress.remaining_s
             row.estimated_finish = None if remaining is None else now + timedelta(seconds=remaining)
         return cast(Order, row.wanted or "continue")
@@ -148,6 +160,19 @@ def checkpointing(
         write_event(session, row, now, message, keep=parts.limits.events, key=f"checkpoint-{step}")
 
     return also
+
+
+def outdated(parts: Parts, claim: Claim, step: int) -> Callable[[Session], tuple[str, ...]]:
+    """See `backlog.Backlog.outdated`."""
+
+    def tags(session: Session) -> tuple[str, ...]:
+        row = fenced(session, claim)
+        others = [one for one in kept_checkpoints(session, row) if one.step != step]
+        gone = others[parts.limits.checkpoints - 1 :]
+        referred = referred_digests(session, row.tenant_id) if gone else frozenset()
+        return tuple(f"step-{one.step}" for one in gone if one.digest not in referred)
+
+    return tags
 
 
 def attaching(parts: Parts, claim: Claim) -> Callable[[Session, FileInfo], None]:

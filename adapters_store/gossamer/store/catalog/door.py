@@ -109,6 +109,7 @@ class Catalog:
         activate: bool = True,
         tag: str | None = None,
         also: uploading.Also | None = None,
+        outdated: uploading.Outdated | None = None,
     ) -> VersionInfo:
         """Validate an adapter file and keep it as a new version of `name`.
 
@@ -124,13 +125,15 @@ class Catalog:
             name: `[a-z0-9][a-z0-9._-]*`, at most 128 characters, not the base model's.
             source: a filled `Spool`, a local file, an open binary file, or chunks of bytes.
             activate: whether the bare name means this version from now on.
-            tag: `step-<n>` makes a checkpoint of a training job: never current, outside the quota,
-                reached as `name@step-<n>`; the same tag again replaces it. Not for requests: the
-                trainer's only.
+            tag: `step-<n>` makes a checkpoint of a training job: never current, reached as
+                `name@step-<n>`; the same tag again replaces it. Its bytes count in the quota, and
+                as many more must stay free, for the result. Not for requests: the trainer's only.
             also: called with the session and the version inside the transaction that makes the
                 version visible, or current, also when the upload repeats one; what it writes is
                 durable together with the version or not at all. If it raises, so does `upload`,
                 and nothing changed. Keep it short: other writers wait.
+            outdated: of a checkpoint: called with the session, returns the tags of others of this
+                name that are deleted in the transaction that makes it visible.
 
         Raises:
             InvalidName, ReservedName, TenantNotFound
@@ -141,7 +144,7 @@ class Catalog:
         check_new_name(name, self._parts.base.name)
         if tag is not None:
             check_tag(tag)
-        order = uploading.Order(tenant, name, activate, tag, also)
+        order = uploading.Order(tenant, name, activate, tag, also, outdated)
         if isinstance(source, Spool):
             return self._upload(order, source)
         with self.spool() as spool:

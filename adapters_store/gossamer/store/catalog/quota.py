@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -11,26 +14,51 @@ from gossamer.store.catalog.views import StoreLimits
 from gossamer.store.registry.models import TOMBSTONED, Adapter, Version
 
 
-def check_quota(
-    session: Session, limits: StoreLimits, tenant: int, name: str, blob_id: str, nbytes: int
-) -> None:
-    """Refuse a numbered version of `name` with this blob if it would pass the tenant's limits.
+@dataclass(frozen=True)
+class Wanted:
+    """A version that is to be kept.
+
+    Attributes:
+        name: the adapter's.
+        blob_id, nbytes: of its file.
+        is_checkpoint: whether it is one.
+        going: ids of the versions that it takes the place of.
+    """
+
+    name: str
+    blob_id: str
+    nbytes: int
+    is_checkpoint: bool
+    going: Collection[int]
+
+
+def check_quota(session: Session, limits: StoreLimits, tenant: int, wanted: Wanted) -> None:
+    """Refuse a version that would make the tenant pass its limits.
+
+    A checkpoint makes no adapter, and must leave room for another file of its size: what a job
+    keeps on the way should not be why its result cannot be kept. (It still may: of values that have
+    moved further a file can be twice as large.)
 
     Raises:
         QuotaExceeded
     """
-    usage = read_usage(session, tenant)
+    usage = read_usage(session, tenant, without=wanted.going)
     mine = (
         sa.select(Version.id)
         .join(Adapter, Adapter.id == Version.adapter_id)
-        .where(Adapter.tenant_id == tenant, Version.status != TOMBSTONED, Version.tag.is_(None))
+        .where(Adapter.tenant_id == tenant, Version.status != TOMBSTONED)
+        .where(Version.id.not_in(wanted.going))
         .limit(1)
     )
-    has_name = session.execute(mine.where(Adapter.name == name)).first() is not None
-    has_blob = session.execute(mine.where(Version.blob_id == blob_id)).first() is not None
-    adapters = usage.adapters + (not has_name)
-    stored = usage.stored_bytes + (0 if has_blob else nbytes)
-    if adapters > limits.adapters:
-        raise QuotaExceeded("adapters", adapters, limits.adapters)
+    with_blob = mine.where(Version.blob_id == wanted.blob_id)
+    has_blob = session.execute(with_blob).first() is not None
+    stored = usage.stored_bytes + (0 if has_blob else wanted.nbytes)
+    if wanted.is_checkpoint:
+        stored += wanted.nbytes
+    else:
+        numbered = mine.where(Adapter.name == wanted.name, Version.tag.is_(None))
+        adapters = usage.adapters + (session.execute(numbered).first() is None)
+        if adapters > limits.adapters:
+            raise QuotaExceeded("adapters", adapters, limits.adapters)
     if stored > limits.stored_bytes:
         raise QuotaExceeded("bytes", stored, limits.stored_bytes)

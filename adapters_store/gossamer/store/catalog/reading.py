@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -157,12 +157,14 @@ def live_versions(session: Session, adapter: Adapter) -> Sequence[Version]:
     return session.execute(query.order_by(Version.id)).scalars().all()
 
 
-def read_usage(session: Session, tenant: int | None) -> Usage:
-    """What a tenant (by id) keeps at this moment, as its quota counts it."""
+def read_usage(session: Session, tenant: int | None, *, without: Collection[int] = ()) -> Usage:
+    """What a tenant (by id) keeps at this moment, as its quota counts it; `without` are ids of
+    versions that are about to go."""
     counted = (
-        sa.select(Version.adapter_id, Version.blob_id, Version.nbytes)
+        sa.select(Version.adapter_id, Version.blob_id, Version.nbytes, Version.tag)
         .join(Adapter, Adapter.id == Version.adapter_id)
-        .where(Adapter.tenant_id == tenant, Version.status != TOMBSTONED, Version.tag.is_(None))
+        .where(Adapter.tenant_id == tenant, Version.status != TOMBSTONED)
+        .where(Version.id.not_in(without))
     ).subquery()
     files = (
         sa.select(sa.func.max(counted.c.nbytes).label("nbytes"))
@@ -170,7 +172,7 @@ def read_usage(session: Session, tenant: int | None) -> Usage:
         .subquery()
     )
     adapters = session.execute(
-        sa.select(sa.func.count(sa.distinct(counted.c.adapter_id)))
+        sa.select(sa.func.count(sa.distinct(counted.c.adapter_id))).where(counted.c.tag.is_(None))
     ).scalar_one()
     total = session.execute(sa.select(sa.func.coalesce(sa.func.sum(files.c.nbytes), 0)))
     return Usage(adapters, int(total.scalar_one()))

@@ -12,7 +12,7 @@ removes all three.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from gossamer.store.catalog.claims import abandon, claim, settle
 from gossamer.store.catalog.intake import Facts
 from gossamer.store.catalog.parts import Parts
-from gossamer.store.catalog.quota import check_quota
+from gossamer.store.catalog.quota import Wanted, check_quota
 from gossamer.store.catalog.reading import version_info
 from gossamer.store.catalog.removing import collect_quietly
 from gossamer.store.catalog.views import VersionInfo
@@ -33,6 +33,8 @@ from gossamer.store.spool import Spool
 
 #: What another room writes in the transaction that makes a version visible, told of the version.
 Also = Callable[[Session, VersionInfo], None]
+#: Which other checkpoints, by tag, go when one appears; asked in the transaction in which they do.
+Outdated = Callable[[Session], Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Order:
     activate: bool
     tag: str | None
     also: Also | None = None
+    outdated: Outdated | None = None
 
 
 def upload(parts: Parts, order: Order, spool: Spool, facts: Facts) -> VersionInfo:
@@ -73,8 +76,9 @@ def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionI
         version = _find_same(session, adapter, order, facts)
         if version is not None and adapter is not None and version.status == ACTIVE:
             return _finish(session, order, adapter, version)
-        if version is None and order.tag is None:
-            check_quota(session, parts.limits, tenant.id, order.name, facts.blob_id, facts.nbytes)
+        if version is None:
+            going = _going(session, adapter, order)
+            check_quota(session, parts.limits, tenant.id, _wanted(order, facts, going))
         claim(session, upload_id, facts.blob_id, facts.nbytes, now)
         parts.failpoint(Failpoint.UPLOAD_STAGING)
     parts.failpoint(Failpoint.UPLOAD_STAGED)
@@ -84,7 +88,7 @@ def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionI
 def _register(
     parts: Parts, order: Order, facts: Facts, upload_id: str
 ) -> tuple[VersionInfo, list[str]]:
-    """Make the version; returns it and the blobs of a checkpoint that it replaces."""
+    """Make the version; returns it and the blobs of the checkpoints that go for it."""
     now = parts.clock()
     with parts.registry.write() as session:
         tenant = lock_tenant(session, order.tenant)
@@ -93,12 +97,10 @@ def _register(
         version = _find_same(session, adapter, order, facts)
         replaced: list[str] = []
         if version is None:
-            if order.tag is None:
-                check_quota(
-                    session, parts.limits, tenant.id, order.name, facts.blob_id, facts.nbytes
-                )
+            going = _going(session, adapter, order)
+            check_quota(session, parts.limits, tenant.id, _wanted(order, facts, going))
             adapter = adapter or _new_adapter(session, tenant, order.name, now)
-            replaced = _replace_tagged(session, adapter, order.tag, now)
+            replaced = _remove(session, going)
             version = _new_version(adapter, order, facts, now)
             session.add(version)
         if adapter is None:
@@ -129,7 +131,8 @@ def _find_same(
         candidates = list(session.execute(mine.where(Version.tag == order.tag)).scalars())
     else:
         numbered = mine.where(Version.number.is_not(None)).order_by(Version.number.desc())
-        current = mine.where(Version.number == adapter.current_number)
+        # Not of `mine`: where there is no current number, that would be any checkpoint.
+        current = numbered.where(Version.number == adapter.current_number)
         candidates = [
             *session.execute(current).scalars(),
             *session.execute(numbered.limit(1)).scalars(),
@@ -173,24 +176,30 @@ def _new_version(adapter: Adapter, order: Order, facts: Facts, now: datetime) ->
     )
 
 
-def _replace_tagged(
-    session: Session, adapter: Adapter, tag: str | None, now: datetime
-) -> list[str]:
-    """Tombstone the checkpoint that a job, resumed, writes anew; returns its blobs."""
-    if tag is None:
+def _going(session: Session, adapter: Adapter | None, order: Order) -> Sequence[Version]:
+    """The checkpoints that the ordered one takes the place of: that of the same tag, which a job
+    that was resumed writes anew, and those that it makes outdated."""
+    if adapter is None or order.tag is None:
         return []
-    old = list(
-        session.execute(
-            sa.select(Version).where(
-                Version.adapter_id == adapter.id,
-                Version.tag == tag,
-                Version.status != TOMBSTONED,
-            )
-        ).scalars()
+    tags = {order.tag, *(order.outdated(session) if order.outdated is not None else ())}
+    query = sa.select(Version).where(
+        Version.adapter_id == adapter.id, Version.tag.in_(tags), Version.status != TOMBSTONED
     )
-    for version in old:
-        version.status, version.deleted_at = TOMBSTONED, now
-    return [version.blob_id for version in old]
+    return session.execute(query).scalars().all()
+
+
+def _wanted(order: Order, facts: Facts, going: Sequence[Version]) -> Wanted:
+    ids = [version.id for version in going]
+    return Wanted(order.name, facts.blob_id, facts.nbytes, order.tag is not None, ids)
+
+
+def _remove(session: Session, going: Sequence[Version]) -> list[str]:
+    """Delete checkpoints; returns their blobs. Not as tombstones: a number is never given again,
+    which a tombstone remembers, but a tag may be, and a job would leave one for every step."""
+    for version in going:
+        session.delete(version)
+    session.flush()
+    return sorted({version.blob_id for version in going})
 
 
 def _finish(session: Session, order: Order, adapter: Adapter, version: Version) -> VersionInfo:

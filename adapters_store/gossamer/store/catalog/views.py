@@ -41,7 +41,7 @@ class StoreLimits:
 
     Attributes:
         adapters: adapters a tenant may have; one with checkpoints only does not count.
-        stored_bytes: bytes a tenant's numbered versions may take, equal files counted once.
+        stored_bytes: bytes a tenant's versions and checkpoints may take, equal files counted once.
         file: caps of one adapter file's validation.
         files: training files a tenant may have; a job's result files do not count.
         file_bytes: bytes that these may take, equal files counted once.

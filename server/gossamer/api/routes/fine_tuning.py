@@ -127,7 +127,7 @@ async def list_checkpoints(
     services: ServicesOf,
     query: Annotated[CheckpointsQuery, Query()],
 ) -> CheckpointList:
-    """A job's checkpoints, the last first unless `order` is `asc`."""
+    """A job's checkpoints that can be asked, the last first unless `order` is `asc`."""
     tenant = context_of(request.scope).tenant
     page = await services.workers.query(
         services.backlog.checkpoints,
