@@ -220,7 +220,7 @@ def test_references_that_mean_nothing_are_refused(data: Path, base: Path, tmp_pa
     def refused(*options: str | Path) -> Any:
         return train(data, base, tmp_path, "--out", tmp_path / "x", *options)
 
-    init = ("--set", "init_from=a")
+    init = ("--set", "init_from=a", "--set", "init_positions=select")
     assert_three_lines(refused(*init), "'a'", "none of this name")
     assert_three_lines(refused(*init, "--tenant", "nobody"), "none of this name")
     assert_three_lines(refused(*init, "--adapter", f"a={junk}"), "junk", "no adapter file")

@@ -126,6 +126,8 @@ def test_an_iteration_is_calibrated_inside_the_mask_before(
     with pytest.raises(AssertionError):  # not what one step to 99 % would have chosen
         assert_top_k(chosen, changes(calibrated, before), k)
     assert result.record["phases"] == {"calibrate-1": STEPS, "calibrate-2": STEPS, "train": 3}
+    assert list(result.peak_memory) == ["calibrate-1", "calibrate-2", "train"]
+    assert min(result.peak_memory.values()) > 1 << 20
 
 
 def test_exactly_k_even_when_fewer_entries_changed(base: BaseFiles, data: Path) -> None:

@@ -295,18 +295,24 @@ def outcome(result: TrainResult) -> dict[str, Any]:
         "evaluations": evaluations,
         "tokens": result.tokens,
         "seconds": result.seconds,
-        "peak_memory": result.peak_memory,
+        "peak_memory": dict(result.peak_memory),
         "rounding_error": result.rounding.relative_error,
         "nnz": result.delta_set.nnz,
         "digest": digest(result.delta_set),
     }
 
 
+def _memory(peaks: Mapping[str, int]) -> str:
+    """The dense phases of a method hold more than the sparse one, so each is said."""
+    each = [f"{size(nbytes)} in {phase}" for phase, nbytes in peaks.items()]
+    return "at most " + ", ".join(each) if each else "no step left to make"
+
+
 def _summary(result: TrainResult, kept: dict[str, Any]) -> str:
     lines = [
         f"Trained {len(result.losses)} steps in {result.seconds:.0f} s "
         f"({result.tokens / max(result.seconds, 1e-9):.0f} tokens/s, "
-        f"at most {size(result.peak_memory)})."
+        f"{_memory(result.peak_memory)})."
     ]
     if len(result.evaluations) > 1:
         first, last = result.evaluations[0], result.evaluations[-1]

@@ -245,7 +245,7 @@ class _Reporter(TrainerCallback):
                 tokens_per_second=history.tokens / seconds,
                 eta=seconds / step * (phase.all_steps - whole),
                 nnz=phase.nnz,
-                memory=phase.trainee.memory,
+                memory=phase.trainee.memory[phase.name],
             )
         )
         if phase.is_last:
@@ -356,6 +356,7 @@ def run_phase(config: TrainConfig, phase: Phase) -> History:
         return history
     trainer = _PhaseTrainer(config, phase, _arguments(config, phase))
     reporter.trainer = trainer
+    phase.trainee.enter(phase.name)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter)
     trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))

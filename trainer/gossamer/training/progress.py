@@ -53,8 +53,8 @@ class Step:
         tokens_per_second: in this phase.
         eta: seconds to the last step, at this pace.
         nnz: number of trained values.
-        memory: bytes at the fullest so far: of the process in host memory, or allocated on the
-            GPU.
+        memory: bytes at the fullest of this phase so far: of the process in host memory, or
+            allocated on the GPU.
     """
 
     step: int

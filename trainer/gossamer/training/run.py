@@ -52,7 +52,8 @@ class TrainResult:
         rounding: what rounding the values to the adapter's dtype lost.
         seconds: that the run took, in this process.
         tokens: that it processed, padding not counted.
-        peak_memory: bytes: of the process, or allocated on the GPU, at the fullest.
+        peak_memory: phase → bytes at its fullest: of the process, or allocated on the GPU. Of the
+            phases that this process ran; those of attempts before are not known.
     """
 
     delta_set: DeltaSet
@@ -62,7 +63,7 @@ class TrainResult:
     rounding: Rounding
     seconds: float
     tokens: int
-    peak_memory: int
+    peak_memory: Mapping[str, int]
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -211,9 +212,6 @@ def _train(
     work: Work,
     data: dict[str, Any],
 ) -> TrainResult:
-    device = lent.model.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     began = time.monotonic()
     trained = find_method(config.method).train(config.parameters, work)
     seconds = time.monotonic() - began
@@ -230,7 +228,7 @@ def _train(
         learning_rate=work.learning_rate,
         data=data,
         base_fingerprint=base.fingerprint,
-        device=device.type,
+        device=lent.model.device.type,
     )
     record |= record_fields(rounding)
     return TrainResult(
@@ -241,7 +239,7 @@ def _train(
         rounding=rounding,
         seconds=seconds,
         tokens=history.tokens,
-        peak_memory=work.trainee.memory,
+        peak_memory=dict(work.trainee.memory),
     )
 
 

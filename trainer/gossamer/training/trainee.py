@@ -38,8 +38,9 @@ class Trainee(nn.Module):
         super().__init__()
         self.base = base
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        #: bytes, at the fullest seen so far
-        self.memory = 0
+        #: phase → bytes in use, at the fullest that was seen
+        self.memory: dict[str, int] = {}
+        self._phase = ""
         #: tokens processed so far, padding not counted
         self.tokens = 0
 
@@ -59,9 +60,17 @@ class Trainee(nn.Module):
         count = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": loss / count}
 
+    def enter(self, phase: str) -> None:
+        """Count the memory in use for this phase from now on."""
+        self._phase = phase
+        device = next(self.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
     def look_at_memory(self) -> None:
-        """Remember the memory in use, if it is the most so far."""
-        self.memory = max(self.memory, memory_in_use(next(self.parameters()).device))
+        """Remember the memory in use, if it is the phase's most so far."""
+        used = memory_in_use(next(self.parameters()).device)
+        self.memory[self._phase] = max(self.memory.get(self._phase, 0), used)
 
     def logits(self, scored: int, inputs: dict[str, Tensor]) -> Tensor:
         """float32 [rows, scored, vocabulary] of the last positions."""
@@ -79,7 +88,7 @@ def tokens_of(inputs: dict[str, Tensor]) -> int:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: allocated on a GPU at most so far, or held by this process now."""
+    """Bytes: allocated on a GPU at most since the phase began, or held by this process now."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
