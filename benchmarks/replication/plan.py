@@ -135,12 +135,12 @@ LOTA_RANDOM = replace(
 )
 
 
-def mcs(score: str, sign: str = "+") -> Arm:
+def mcs(score: str, sign: str = "") -> Arm:
     """MCS that selects in the first quarter of the epoch: after the warm-up, and once more."""
     name = f"mcs-{score}" if score != "mcs" else f"mcs-mcs{sign}"
-    parameters = {
-        "score": score, "sign": sign, "warmup_steps": 5, "period": 10, "selection_epochs": 0.25,
-    }  # fmt: skip
+    parameters = {"score": score, "warmup_steps": 5, "period": 10, "selection_epochs": 0.25}
+    if score == "mcs":
+        parameters["sign"] = sign
     return Arm(name, "mcs", parameters, MCS)
 
 
@@ -155,8 +155,8 @@ MASKS = (lota_calibrated_on(0.1), lota_calibrated_on(0.01), LOTA_RANDOM)
 SCORES = tuple(
     mcs(score, sign)
     for score, sign in (
-        ("mcs", "+"), ("mcs", "-"), ("snip", "+"), ("gradient", "+"), ("magnitude", "+"),
-        ("grow_drop", "+"),
+        ("mcs", "+"), ("mcs", "-"), ("snip", ""), ("gradient", ""), ("magnitude", ""),
+        ("grow_drop", ""),
     )
 )  # fmt: skip
 #: Pairs of an arm for the first task and one for the second, which begins with the first's result.
@@ -221,7 +221,7 @@ def planned(experiments: Iterable[str], seeds: Iterable[int]) -> list[Run]:
 #: What was tried on seed 0: arm → (optimiser, rates).
 TRIED: Sequence[tuple[Arm, str, tuple[float, ...]]] = (
     (MCS_MAIN, "adamw", (1e-3, 2e-3, 4e-3)),
-    (mcs("mcs"), "adamw", (1e-3, 2e-3)),
+    (mcs("mcs", "+"), "adamw", (1e-3, 2e-3)),
     (LOTA_90, "rmsprop", (1e-5, 4e-5, 1e-4, 2e-4)),
     (LOTA_90, "adamw", (1e-4, 3e-4, 6e-4)),
     (FULL, "adamw", (3e-5, 1e-4, 3e-4, 1e-3)),

@@ -80,7 +80,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
     assert (lota.calibration_fraction, lota.iterations, lota.mask) == (1.0, 1, "calibrated")
     assert (lota.targets, lota.block_size) == ("all-linear", 1)
     mcs = read("mcs")
-    assert (mcs.keep_ratio, mcs.targets, mcs.score, mcs.sign) == (0.1, "q,k,v", "mcs", "+")
+    assert (mcs.keep_ratio, mcs.targets, mcs.score, mcs.sign) == (0.1, "q,k,v", "mcs", "-")
     assert (mcs.period, mcs.selection_epochs, mcs.layer_drop) == (100, 1.0, False)
     assert (read("lora").rank, read("lora").alpha) == (8, 16.0)
 

@@ -72,8 +72,8 @@ def kept(score: Tensor) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "sign"),
-    [("mcs", "+"), ("mcs", "-"), ("mcs", "abs"), ("snip", "+"), ("gradient", "+"),
-     ("magnitude", "+")],
+    [("mcs", "+"), ("mcs", "-"), ("mcs", "abs"), ("snip", ""), ("gradient", ""),
+     ("magnitude", "")],
 )  # fmt: skip
 def test_the_mask_is_algorithm_1s(
     base: BaseFiles, data: Path, task: Task, kind: str, sign: str
@@ -94,7 +94,7 @@ def test_the_mask_is_algorithm_1s(
         data,
         8,
         score=kind,
-        sign=sign,
+        **({"sign": sign} if sign else {}),
         period=2,
         selection_epochs=2.0,
         warmup_steps=selections[0],
@@ -173,7 +173,9 @@ def test_tiles_are_chosen_by_their_summed_scores(
         return masks
 
     algorithm_1(task, names, select, (1,), 1, whole=1)
-    result = mcs(base, data, 1, targets="up,down", block_size=side, selection_epochs=1 / EPOCH)
+    result = mcs(
+        base, data, 1, targets="up,down", block_size=side, sign="+", selection_epochs=1 / EPOCH
+    )
     masks = masks_of(result.delta_set, names, task.weights(*layers))
     for name in names:
         rows, columns = task.weights(*layers)[name].shape
@@ -242,8 +244,9 @@ def test_layers_below_the_threshold_are_left_out(base: BaseFiles, data: Path, ta
     algorithm_1(task, names, select, (1,), 1, whole=1)
     ranked = torch.cat([score.reshape(-1) for score in scores.values()]).sort(descending=True)
     result = mcs(
-        base, data, 1, keep_ratio=0.13, block_size=16, layer_drop=True, selection_epochs=1 / EPOCH
-    )
+        base, data, 1, keep_ratio=0.13, block_size=16, layer_drop=True, sign="+",
+        selection_epochs=1 / EPOCH,
+    )  # fmt: skip
     counts = {name: round(0.13 * score.numel()) for name, score in scores.items()}
     threshold = float(ranked.values[sum(counts.values()) - 1])
     dropped = sorted(name for name, score in scores.items() if float(score.max()) < threshold)

@@ -172,9 +172,9 @@ class McsParameters(MethodParameters):
         "dropped for the largest |g|; w is the change so far and g its gradient.",
     )
     sign: Literal["+", "-", "abs"] = Field(
-        default="+",
+        default="-",
         description="Of mcs: whether the largest w·g, the smallest or the largest |w·g| is kept. "
-        "The paper's formula has +, its text argues for -.",
+        "The paper's formula has +, its text argues for -, which trains better.",
     )
     period: int = Field(
         default=100, ge=1, le=1_000_000, description="Updates between two selections."
@@ -202,11 +202,13 @@ class McsParameters(MethodParameters):
         description="Leave out layers whose scores all lie below one threshold over all layers.",
     )
 
-    @model_validator(mode="after")
-    def _sign_of_mcs_only(self) -> McsParameters:
-        if self.score != "mcs" and self.sign != "+":
-            raise finding("it belongs to the score mcs", "sign")
-        return self
+    @classmethod
+    def _without_meaning(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        if nothing := super()._without_meaning(given):
+            return nothing
+        if given.get("score", "mcs") != "mcs":
+            return {"sign": "it belongs to the score mcs"}
+        return {}
 
 
 class _WholeParameters(MethodParameters):
