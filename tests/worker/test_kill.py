@@ -11,7 +11,8 @@ import pytest
 
 from tests.worker.support import TENANT, Plant, end, planted
 
-SETTINGS = {"max_steps": 40, "learning_rate": 1e-3}
+# So many steps that none has ended when a worker is killed: it is heard of every third of a second.
+SETTINGS = {"max_steps": 160, "learning_rate": 1e-3}
 
 pytestmark = pytest.mark.gate  # every worker is a process that imports torch
 
