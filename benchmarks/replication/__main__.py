@@ -48,9 +48,11 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     runner = Runner(open_base(options.base, options.data_dir), options.cache, options.results)
-    runs = planned(options.experiments or EXPERIMENTS, options.seeds)
-    if options.do == "rates":
-        runs = rate_runs()
+    runs = (
+        rate_runs()
+        if options.do == "rates"
+        else planned(options.experiments or EXPERIMENTS, options.seeds)
+    )
     missing = [run for run in runner.missing(runs) if options.only in run.key]
     began = time.monotonic()
     for index, run in enumerate(missing, start=1):

@@ -16,6 +16,7 @@ from benchmarks.common import Meter, Provenance, append_csv, read_csv
 from benchmarks.replication.judging import Judged, judge, judge_by_choice, patched
 from benchmarks.replication.plan import BASE, CHOICE, EXAMPLES, HELD_OUT, Run
 from benchmarks.tasks import TASKS, Task, write_training_file
+from gossamer.base.ends import end_tokens
 from gossamer.base.load import BaseFiles, load_model, load_tokenizer
 from gossamer.store.delta import DeltaSet
 from gossamer.training import TrainConfig
@@ -144,7 +145,9 @@ class Runner:
             held_out_file = write_training_file(
                 replace(task, train=task.held_out), self._folder / f"{name}-{seed}-held-out.jsonl"
             )
-            found = encode_examples(read_examples(held_out_file), self._tokenizer, 512)
+            ends = end_tokens(self._tokenizer, self._model.generation_config)
+            held_out = read_examples(held_out_file)
+            found = encode_examples(held_out, self._tokenizer, 512, ends=ends)
             self._data[name, seed] = Data(task, train_file, held_out_file, tuple(found.fitting))
         return self._data[name, seed]
 

@@ -82,13 +82,18 @@ class House:
         for w in work:
             assert w.start == w.sequence.computed
             assert len(w.sequence.pages) * SIZE >= w.start + w.count
-            draws = w.draws
-            w.sequence.advance(self.memory, w.count)
-            if draws:
-                w.sequence.tokens.append(0)
-                if w.sequence.remaining <= 0:
-                    self.scheduler.finish(w.sequence)
+            advance(self.memory, self.scheduler, w)
         return work, failed
+
+
+def advance(memory: Memory[object], scheduler: Scheduler, work: Work) -> None:
+    """What a step does to a sequence: one that draws has another token, and may be at its end."""
+    draws = work.draws
+    work.sequence.advance(memory, work.count)
+    if draws:
+        work.sequence.tokens.append(0)
+        if work.sequence.remaining <= 0:
+            scheduler.finish(work.sequence)
 
 
 def mix(name: str) -> Mix:

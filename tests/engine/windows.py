@@ -12,7 +12,7 @@ from gossamer.engine.messages import Request, Sampling
 from gossamer.engine.scheduler import Scheduler
 from gossamer.engine.sequence import Sequence
 from gossamer.merge import Mix
-from tests.engine.test_scheduler import Gate, mix
+from tests.engine.test_scheduler import Gate, advance, mix
 
 SIZE = 4
 A, B, C = (mix(name) for name in "abc")
@@ -76,12 +76,7 @@ class Play:
             self.held[sequence].append(only is not None and sequence.request.mix != only)
             self.idle[sequence].append(sequence not in rows)
         for w in work:
-            draws = w.draws
-            w.sequence.advance(self.memory, w.count)
-            if draws:
-                w.sequence.tokens.append(0)
-                if w.sequence.remaining <= 0:
-                    self.scheduler.finish(w.sequence)
+            advance(self.memory, self.scheduler, w)
         if self.fused is None and all(w.count == 1 for w in work):
             self.policy.saw(0.03)
         self.policy.settle(only, running, waiting, 0.03)

@@ -62,6 +62,9 @@ class TrainConfig(RunSettings):
     def _one_source_of_held_out_examples(self) -> TrainConfig:
         if self.eval_data is not None and self.eval_fraction:
             raise ConfigError("eval_fraction", "the held-out examples are given by eval_data")
+        if self.eval_steps is not None and self.eval_data is None and not self.eval_fraction:
+            problem = "there are no held-out examples; give eval_data or an eval_fraction"
+            raise ConfigError("eval_steps", problem)
         return self
 
     @classmethod

@@ -100,6 +100,11 @@ class Examples:
     digest: str
 
 
+def never() -> bool:
+    """Nobody wants it stopped."""
+    return False
+
+
 def unless_stopped(items: Iterable[_T], stop: Callable[[], bool]) -> Iterator[_T]:
     """The items, as long as `stop`, asked after every few dozen of them, does not say so.
 
@@ -112,7 +117,7 @@ def unless_stopped(items: Iterable[_T], stop: Callable[[], bool]) -> Iterator[_T
         yield item
 
 
-def read_examples(file: Path, *, stop: Callable[[], bool] = lambda: False) -> Examples:
+def read_examples(file: Path, *, stop: Callable[[], bool] = never) -> Examples:
     """Read and check a JSONL file; blank lines are skipped.
 
     Args:

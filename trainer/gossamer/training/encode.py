@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from gossamer.training.conversation import encode_conversation
-from gossamer.training.data import Completion, Examples, unless_stopped
+from gossamer.training.data import Completion, Examples, never, unless_stopped
 from gossamer.training.errors import DataError
 from gossamer.training.tokens import continuation, tokens_of
 
@@ -48,7 +48,7 @@ def encode_examples(
     max_length: int,
     *,
     ends: Collection[int] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> EncodedExamples:
     """All examples of a file in tokens; those longer than `max_length` are left out and counted.
 
@@ -58,7 +58,7 @@ def encode_examples(
     writes there.
 
     Args:
-        ends: tokens at which the server stops (`gossamer.training.ends`); None: the tokenizer's
+        ends: tokens at which the server stops (`gossamer.base.ends`); None: the tokenizer's
             end-of-sequence token alone.
         stop: asked every few dozen examples.
 

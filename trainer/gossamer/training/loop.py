@@ -23,13 +23,14 @@ from transformers.trainer_callback import PrinterCallback
 from gossamer.training.batches import collate, pack
 from gossamer.training.checkpoints import PhaseFolder, load_layers, save_layers, step_of
 from gossamer.training.config import TrainConfig
+from gossamer.training.data import never
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import DivergedError, StoppedError
 from gossamer.training.optimizing import Optimizer, Schedule, new_optimizer
 from gossamer.training.order import Order
 from gossamer.training.progress import Evaluation, Step, Watcher
 from gossamer.training.sparse import TrainedLayer
-from gossamer.training.trainee import Trainee, autocast, evaluate, never
+from gossamer.training.trainee import Trainee, autocast, evaluate
 
 #: Seconds between two checkpoints, at least; and they may take this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.05
@@ -53,6 +54,7 @@ class Phase:
         pad_id: any token; it is masked.
         optimizer, schedule, steps: how.
         first_step, all_steps: where the phase lies in the run.
+        first_token: how many tokens the phases before have processed.
         nnz: of the adapter.
         watcher: is told.
         scratch: a folder that the Trainer may write to.
@@ -76,6 +78,7 @@ class Phase:
     schedule: Schedule
     steps: int
     first_step: int
+    first_token: int
     all_steps: int
     nnz: int
     watcher: Watcher
@@ -241,7 +244,7 @@ class _Reporter(TrainerCallback):
                 phase=phase.name,
                 loss=loss,
                 learning_rate=rate,
-                tokens=history.tokens,
+                tokens=phase.first_token + history.tokens,
                 tokens_per_second=history.tokens / seconds,
                 eta=seconds / step * (phase.all_steps - whole),
                 nnz=phase.nnz,

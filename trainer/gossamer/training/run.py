@@ -25,18 +25,16 @@ from gossamer.store.errors import DeltaError
 from gossamer.store.format import Written, seeded_positions, write
 from gossamer.training.checkpoints import WorkFolder
 from gossamer.training.config import TrainConfig
-from gossamer.training.data import read_examples
+from gossamer.training.data import never, read_examples
 from gossamer.training.encode import Encoded, encode_examples
 from gossamer.training.errors import ConfigError, DivergedError
 from gossamer.training.export import Rounding, export, record_fields
 from gossamer.training.loading import Lent, LoadedBase
-from gossamer.training.loop import History
 from gossamer.training.methods import Trained, find_method
 from gossamer.training.packing import check_packing
-from gossamer.training.progress import Evaluation, Silent, Started, Step, Watcher
+from gossamer.training.progress import Evaluation, Silent, Watcher
 from gossamer.training.record import run_identity, training_record
 from gossamer.training.starting import Adapters, no_adapters
-from gossamer.training.trainee import never
 from gossamer.training.work import Material, Work
 
 
@@ -149,44 +147,17 @@ def train(
             method, table = find_method(config.method), adapter_table(lent.model)
             if keep is not None:
                 material = replace(material, keep=_keeping(config, base, table, keep))
-            history = History()
             work = Work(
                 config=config,
                 model=lent.model,
                 table=table,
                 material=material,
-                watcher=_Whole(watcher or Silent(), history),
+                watcher=watcher or Silent(),
                 method=config.method,
                 optimizer=method.optimizer,
                 rate=method.learning_rate,
-                history=history,
             )
             return _train(config, base, lent, work, split.record)
-
-
-class _Whole:
-    """Tells a watcher of the run what a phase tells of itself.
-
-    Args:
-        watcher: of the run.
-        history: of the phases that have ended, those of attempts before among them.
-    """
-
-    def __init__(self, watcher: Watcher, history: History) -> None:
-        self._watcher = watcher
-        self._history = history
-
-    def started(self, event: Started) -> None:
-        """As it is."""
-        self._watcher.started(event)
-
-    def stepped(self, event: Step) -> None:
-        """With the tokens of the phases before."""
-        self._watcher.stepped(replace(event, tokens=self._history.tokens + event.tokens))
-
-    def evaluated(self, event: Evaluation) -> None:
-        """As it is."""
-        self._watcher.evaluated(event)
 
 
 def _keeping(

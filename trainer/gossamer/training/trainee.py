@@ -17,6 +17,7 @@ from transformers import GradientCheckpointingLayer
 
 from gossamer.training.batches import IGNORED, collate
 from gossamer.training.config import TrainConfig
+from gossamer.training.data import never
 from gossamer.training.encode import Encoded
 from gossamer.training.errors import ConfigError, StoppedError
 from gossamer.training.loss import summed_cross_entropy
@@ -143,11 +144,6 @@ class Outcome:
         rounding). In a conversation of several answers each is decoded after the true ones before.
         """
         return self.right == self.tokens
-
-
-def never() -> bool:
-    """Nobody wants it stopped."""
-    return False
 
 
 @torch.no_grad()

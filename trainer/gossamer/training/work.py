@@ -23,9 +23,10 @@ from gossamer.store.delta import DeltaSet
 from gossamer.store.format import digest, seeded_positions
 from gossamer.training.checkpoints import Result, WorkFolder
 from gossamer.training.config import TrainConfig
+from gossamer.training.data import never
 from gossamer.training.dense import DenseLinear
 from gossamer.training.encode import Encoded
-from gossamer.training.errors import ConfigError, DivergedError, NotANumberError
+from gossamer.training.errors import DivergedError, NotANumberError
 from gossamer.training.gating import gated_mlps, recomputing
 from gossamer.training.loop import History, Phase, run_phase
 from gossamer.training.methods.method import Density, Trained
@@ -67,7 +68,7 @@ class Material:
     fingerprint: str
     adapters: Adapters
     folder: WorkFolder | None = None
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = never
     keep: Callable[[int, Trained, Mapping[str, float]], None] | None = None
 
 
@@ -77,7 +78,6 @@ class Work:
 
     Raises:
         UntrainableBaseError: there is no weight that an adapter may change.
-        ConfigError: evaluations are asked for, and there are no held-out examples.
 
     Attributes:
         table: base weight name → (out_features, in_features) of every weight that an adapter may
@@ -102,9 +102,6 @@ class Work:
 
     def __post_init__(self) -> None:
         self._others = look_over(self.model, self.table)
-        if self.config.eval_steps is not None and not self.material.held_out:
-            problem = "there are no held-out examples; give eval_data or an eval_fraction"
-            raise ConfigError("eval_steps", problem)
         self.trainee = Trainee(self.model)
         self._gated = gated_mlps(self.model)
         self.epoch = updates(self.config, len(self.material.examples), 1.0)
@@ -386,6 +383,7 @@ class Work:
             schedule=schedule,
             steps=steps,
             first_step=before,
+            first_token=self.history.tokens,
             all_steps=whole,
             nnz=0 if self._density is None else self._density.nnz,
             watcher=self.watcher,

@@ -77,8 +77,7 @@ def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionI
         if version is not None and adapter is not None and version.status == ACTIVE:
             return _finish(session, order, adapter, version)
         if version is None:
-            going = _going(session, adapter, order)
-            check_quota(session, parts.limits, tenant.id, _wanted(order, facts, going))
+            _make_room(parts, session, tenant, adapter, order, facts)
         claim(session, upload_id, facts.blob_id, facts.nbytes, now)
         parts.failpoint(Failpoint.UPLOAD_STAGING)
     parts.failpoint(Failpoint.UPLOAD_STAGED)
@@ -97,8 +96,7 @@ def _register(
         version = _find_same(session, adapter, order, facts)
         replaced: list[str] = []
         if version is None:
-            going = _going(session, adapter, order)
-            check_quota(session, parts.limits, tenant.id, _wanted(order, facts, going))
+            going = _make_room(parts, session, tenant, adapter, order, facts)
             adapter = adapter or _new_adapter(session, tenant, order.name, now)
             replaced = _remove(session, going)
             version = _new_version(adapter, order, facts, now)
@@ -188,9 +186,20 @@ def _going(session: Session, adapter: Adapter | None, order: Order) -> Sequence[
     return session.execute(query).scalars().all()
 
 
-def _wanted(order: Order, facts: Facts, going: Sequence[Version]) -> Wanted:
+def _make_room(
+    parts: Parts, session: Session, tenant: Tenant, adapter: Adapter | None, order: Order,
+    facts: Facts,
+) -> Sequence[Version]:  # fmt: skip
+    """The checkpoints that go for the ordered version; without them it is within the quota.
+
+    Raises:
+        QuotaExceeded
+    """
+    going = _going(session, adapter, order)
     ids = [version.id for version in going]
-    return Wanted(order.name, facts.blob_id, facts.nbytes, order.tag is not None, ids)
+    wanted = Wanted(order.name, facts.blob_id, facts.nbytes, order.tag is not None, ids)
+    check_quota(session, parts.limits, tenant.id, wanted)
+    return going
 
 
 def _remove(session: Session, going: Sequence[Version]) -> list[str]:
