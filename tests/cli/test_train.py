@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gossamer.base.sources import open_base
 from gossamer.cli.stores import base_table
 from gossamer.cli.train import settings_of
 from gossamer.store.catalog.opening import Store
-from gossamer.store.catalog.views import BaseInfo
+from gossamer.store.catalog.views import BaseInfo, VersionInfo
 from gossamer.store.format import digest, inspect, read
 from tests.cli.running import GOSSAMER, Live, assert_three_lines, environment, run
 from tests.cli.terminal import Terminal
@@ -233,17 +233,30 @@ def test_references_that_mean_nothing_are_refused(data: Path, base: Path, tmp_pa
     assert refused("--set", "checkpoint_steps=1").exit_code == 2, "there is nowhere to keep them"
 
 
+def kept_versions(data_dir: Path, base: Path) -> Sequence[VersionInfo]:
+    opened = open_base(base, data_dir)
+    with Store(data_dir, BaseInfo(opened.name, opened.fingerprint, base_table(opened))) as store:
+        return store.catalog.show("default", "kept").versions
+
+
 def test_checkpoints_can_be_tried(data: Path, base: Path, tmp_path: Path) -> None:
     result = train(data, base, tmp_path, "--push", "kept", "--set", "checkpoint_steps=1")
     assert result.exit_code == 0, result.stderr
-    opened = open_base(base, tmp_path / "data")
-    with Store(
-        tmp_path / "data", BaseInfo(opened.name, opened.fingerprint, base_table(opened))
-    ) as store:
-        versions = store.catalog.show("default", "kept").versions
+    versions = kept_versions(tmp_path / "data", base)
     tags = [version.tag for version in versions if version.tag is not None]
     assert tags[:2] == ["step-1", "step-2"]
     assert [version.label for version in versions if version.current] == ["kept:1"]
+
+
+def test_the_last_checkpoints_are_kept(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSAMER_LIMITS__CHECKPOINTS_PER_JOB", "2")
+    steps = ("--set", "checkpoint_steps=1", "--max-steps", "5")
+    result = train(data, base, tmp_path, "--push", "kept", *steps)
+    assert result.exit_code == 0, result.stderr
+    labels = [version.label for version in kept_versions(tmp_path / "data", base)]
+    assert labels == ["kept@step-3", "kept@step-4", "kept:1"]
 
 
 @pytest.mark.gate

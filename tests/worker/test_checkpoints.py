@@ -6,12 +6,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gossamer.api.settings import Limits, Settings
+from gossamer.cli.destination import Destination
+from gossamer.cli.output import Output
 from gossamer.jobs.backlog import Backlog
 from gossamer.jobs.views import Job, JobLimits
 from gossamer.store.catalog.opening import Store
 from gossamer.store.catalog.views import StoreLimits
+from gossamer.store.delta import Delta, DeltaSet
 from gossamer.training.worker import Worker
 from tests.worker.support import TENANT, Plant, planted
 
@@ -88,3 +93,26 @@ def test_a_result_without_room_fails_its_job_and_leaves_nothing(plant: Plant) ->
     assert plant.store.catalog.usage(TENANT) == usage
     assert [adapter.name for adapter in plant.store.catalog.list(TENANT)] == ["first"]
     assert not list((plant.data / "work").iterdir())
+
+
+def test_those_of_a_local_run_that_a_job_begins_with_stay(plant: Plant) -> None:
+    """`gossamer train --push kept --set checkpoint_steps=1`, with a queued job on `kept@step-1`."""
+    settings = Settings(
+        data_dir=plant.data, base=str(plant.base.path), first_tenant=TENANT,
+        limits=Limits(checkpoints_per_job=1),
+    )  # fmt: skip
+    goal = Destination(settings, "kept", None, TENANT, activate=True, url=None, key="")
+    goal.check(plant.base)
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    for step in range(1, 5):
+        delta = Delta.element(
+            plant.info.table[weight], np.array([step]), np.ones(1, np.float32), value_dtype="F32"
+        )
+        made = DeltaSet(plant.base.fingerprint, plant.base.name, {weight: delta})
+        goal.keep_checkpoint(Output(as_json=False), step, made, {})
+        if step == 1:
+            first = plant.store.catalog.show(TENANT, "kept")
+            begun = {"kept@step-1": f"kept@{first.versions[0].digest}"}
+            plant.submit(parameters={"init_from": "kept@step-1"}, references=begun)
+    labels = [version.label for version in plant.store.catalog.show(TENANT, "kept").versions]
+    assert labels == ["kept@step-1", "kept@step-4"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from gossamer.cli.errors import CommandError
 from gossamer.cli.stores import open_store
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from gossamer.api.settings import Settings
     from gossamer.base.load import BaseFiles
     from gossamer.cli.output import Output
@@ -45,6 +47,7 @@ class Destination:
     key: str
     base: BaseFiles | None = None
     _is_full: bool = False
+    _checkpoints: dict[str, str] = field(default_factory=dict)  # tag → digest, the last one last
 
     def check(self, base: BaseFiles) -> None:
         """Whether a result for `base` can go there.
@@ -79,8 +82,9 @@ class Destination:
     def keep_checkpoint(
         self, output: Output, step: int, adapter: DeltaSet, metrics: Mapping[str, float]
     ) -> None:
-        """Put a run's adapter as it stands into the data folder, as `name@step-N`. One for which
-        the tenant has no room is left out: the run goes on."""
+        """Put a run's adapter as it stands into the data folder, as `name@step-N`; as many as a job
+        keeps, and then the oldest goes. One for which the tenant has no room is left out: the run
+        goes on."""
         from gossamer.store.catalog.errors import QuotaExceeded
         from gossamer.store.format import write
 
@@ -90,15 +94,30 @@ class Destination:
         with tempfile.TemporaryDirectory(prefix="gossamer-train-") as folder:
             file = Path(folder) / "adapter.safetensors"
             write(adapter, file)
+            tag = f"step-{step}"
             try:
                 with self._store() as store:
-                    store.catalog.upload(
-                        self.tenant, self.push, file, activate=False, tag=f"step-{step}"
-                    )
+                    kept = store.catalog.upload(
+                        self.tenant, self.push, file, activate=False, tag=tag,
+                        outdated=self._outdated,
+                    )  # fmt: skip
+                self._checkpoints[tag] = kept.digest
             except QuotaExceeded as error:
                 if not self._is_full:
                     output.note(f"Warning: the checkpoint of step {step} is not kept: {error}")
                 self._is_full = True
+
+    def _outdated(self, session: Session) -> list[str]:
+        """Tags of this run's checkpoints that the next one takes the place of; not of those that an
+        unfinished job refers to."""
+        from gossamer.jobs.reading import referred_digests
+        from gossamer.store.registry.tenants import lock_tenant
+
+        older = list(self._checkpoints)[::-1][self.settings.limits.checkpoints_per_job - 1 :]
+        if not older:
+            return []
+        referred = referred_digests(session, lock_tenant(session, self.tenant).id)
+        return [tag for tag in older if self._checkpoints[tag] not in referred]
 
     def _push(self, name: str, file: Path, output: Output) -> dict[str, Any]:
         if self.url is not None:
