@@ -92,6 +92,8 @@ class _Watcher:
             f"{event.dropped:,} too long; learning rate {event.learning_rate:g}; {event.device}."
             + _plan(event),
         )
+        if event.warning and not self._output.as_json:
+            self._bar.say(f"Warning: {event.warning}")
         self._bar.move(0, event.steps, next(iter(event.phases), "train"))
 
     def stepped(self, event: Step) -> None:

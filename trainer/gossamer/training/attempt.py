@@ -143,6 +143,8 @@ class Attempt(Silent):
         if event.dropped:
             longer = f"{event.dropped:,} examples are longer than the maximum and are left out."
             self._tell("warn", longer, key="dropped")
+        if event.warning:
+            self._tell("warn", event.warning, key="untrainable")
 
     def stepped(self, event: Step) -> None:
         """Count, and say so now and then."""

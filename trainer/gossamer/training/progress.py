@@ -25,6 +25,8 @@ class Started:
         held_out: that are evaluated on.
         dropped: that were longer than the maximum, of both kinds.
         device: where it runs.
+        untrainable: classes of the base's modules with matrices that no target can name, like a
+            mixture's experts; these stay as they are.
     """
 
     method: str
@@ -37,6 +39,15 @@ class Started:
     held_out: int
     dropped: int
     device: str
+    untrainable: tuple[str, ...]
+
+    @property
+    def warning(self) -> str:
+        """What people should know of the weights that stay as they are; empty if there are none."""
+        if not self.untrainable:
+            return ""
+        names = ", ".join(self.untrainable)
+        return f"The weights of {names} are in no torch.nn.Linear and cannot be trained."
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ class Work:
                 held_out=len(self.material.held_out),
                 dropped=self.material.dropped,
                 device=str(self.model.device),
+                untrainable=self._others,
             )
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -10,8 +9,6 @@ from torch import nn
 from gossamer.jobs.methods import REGEX
 from gossamer.jobs.patterns import Pattern
 from gossamer.training.errors import ConfigError, UnknownTargetError, UntrainableBaseError
-
-log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 
@@ -59,7 +56,7 @@ def match_targets(
 
 def look_over(model: nn.Module, table: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
     """Classes of the modules that have matrices of their own which no target can name, sorted: a
-    mixture's experts and its router. Their share stays as it is, which the log is told.
+    mixture's experts and its router.
 
     Embeddings and the output head are not among them; they are never targets.
 
@@ -69,9 +66,6 @@ def look_over(model: nn.Module, table: Mapping[str, tuple[int, int]]) -> tuple[s
     others = _unlisted(model, table)
     if not table:
         raise UntrainableBaseError(others)
-    if others:
-        names = ", ".join(others)
-        log.warning("The weights of %s are in no torch.nn.Linear and cannot be trained.", names)
     return others
 
 
