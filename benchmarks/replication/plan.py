@@ -91,7 +91,7 @@ def _rate(value: float, optimizer: str = "adamw") -> dict[str, Any]:
 
 
 #: Learning rates, by what is trained.
-DENSE, LOTA, LORA, SPARTA, MCS = _rate(3e-4), _rate(3e-4), _rate(3e-3), _rate(4e-3), _rate(2e-3)
+DENSE, LOTA, LORA, SPARTA, MCS = _rate(3e-4), _rate(3e-4), _rate(3e-3), _rate(8e-3), _rate(2e-3)
 
 BASE = Arm("base", "")
 CHOICE = Arm("base-choice", "")
@@ -225,7 +225,7 @@ TRIED: Sequence[tuple[Arm, str, tuple[float, ...]]] = (
     (LOTA_90, "rmsprop", (1e-5, 4e-5, 1e-4, 2e-4)),
     (LOTA_90, "adamw", (1e-4, 3e-4, 6e-4)),
     (FULL, "adamw", (3e-5, 1e-4, 3e-4, 1e-3)),
-    (SPARTA_MAIN, "adamw", (2e-3, 4e-3, 8e-3)),
+    (SPARTA_MAIN, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2)),
     (LORA_8, "adamw", (1e-3, 3e-3, 1e-2)),
 )
 
