@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,17 +107,14 @@ class Destination:
                     output.note(f"Warning: the checkpoint of step {step} is not kept: {error}")
                 self._is_full = True
 
-    def _outdated(self, session: Session) -> list[str]:
-        """Tags of this run's checkpoints that the next one takes the place of; not of those that an
-        unfinished job refers to."""
-        from gossamer.jobs.reading import referred_digests
+    def _outdated(self, session: Session) -> Collection[str]:
+        """Tags of this run's checkpoints that the next one takes the place of."""
+        from gossamer.jobs.reading import outdated_tags
         from gossamer.store.registry.tenants import lock_tenant
 
-        older = list(self._checkpoints)[::-1][self.settings.limits.checkpoints_per_job - 1 :]
-        if not older:
-            return []
-        referred = referred_digests(session, lock_tenant(session, self.tenant).id)
-        return [tag for tag in older if self._checkpoints[tag] not in referred]
+        tenant, keep = lock_tenant(session, self.tenant), self.settings.limits.checkpoints_per_job
+        newest_first = list(reversed(self._checkpoints.items()))
+        return outdated_tags(session, tenant.id, newest_first, keep)
 
     def _push(self, name: str, file: Path, output: Output) -> dict[str, Any]:
         if self.url is not None:

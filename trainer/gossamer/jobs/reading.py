@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import sqlalchemy as sa
@@ -133,6 +133,20 @@ def referred_digests(session: Session, tenant: int) -> frozenset[str]:
         for request in requests.scalars()
         for fixed in request_view(request).references.values()
     )
+
+
+def outdated_tags(
+    session: Session, tenant: int, checkpoints: Sequence[tuple[str, str]], keep: int
+) -> tuple[str, ...]:
+    """Which checkpoints of one training go when another one comes, so that `keep` stay: the oldest,
+    but none that an unfinished job of the tenant begins with.
+
+    Args:
+        checkpoints: their tags and digests, the newest first.
+    """
+    gone = checkpoints[keep - 1 :]
+    referred = referred_digests(session, tenant) if gone else frozenset()
+    return tuple(tag for tag, digest in gone if digest not in referred)
 
 
 def read_ended(session: Session, job_ids: Collection[str]) -> frozenset[str]:

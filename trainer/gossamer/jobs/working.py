@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from gossamer.jobs.errors import CancelRequested, LeaseLost
 from gossamer.jobs.log import finite, write_event
 from gossamer.jobs.parts import Parts
-from gossamer.jobs.reading import kept_checkpoints, referred_digests
+from gossamer.jobs.reading import kept_checkpoints, outdated_tags
 from gossamer.jobs.steering import CANCEL, leave, settle
 from gossamer.jobs.views import Claim, JobError, Level, Order, Progress
 from gossamer.store.catalog.views import FileInfo, VersionInfo
@@ -167,10 +167,9 @@ def outdated(parts: Parts, claim: Claim, step: int) -> Callable[[Session], tuple
 
     def tags(session: Session) -> tuple[str, ...]:
         row = fenced(session, claim)
-        others = [one for one in kept_checkpoints(session, row) if one.step != step]
-        gone = others[parts.limits.checkpoints - 1 :]
-        referred = referred_digests(session, row.tenant_id) if gone else frozenset()
-        return tuple(f"step-{one.step}" for one in gone if one.digest not in referred)
+        kept = kept_checkpoints(session, row)
+        others = [(f"step-{one.step}", one.digest) for one in kept if one.step != step]
+        return outdated_tags(session, row.tenant_id, others, parts.limits.checkpoints)
 
     return tags
 
