@@ -224,6 +224,7 @@ TRIED: Sequence[tuple[Arm, str, tuple[float, ...]]] = (
     (mcs("mcs", "+"), "adamw", (1e-3, 2e-3)),
     (LOTA_90, "rmsprop", (1e-5, 4e-5, 1e-4, 2e-4)),
     (LOTA_90, "adamw", (1e-4, 3e-4, 6e-4)),
+    (LOTA_99, "adamw", (3e-4, 1e-3, 3e-3)),
     (FULL, "adamw", (3e-5, 1e-4, 3e-4, 1e-3)),
     (SPARTA_MAIN, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2)),
     (LORA_8, "adamw", (1e-3, 3e-3, 1e-2)),
