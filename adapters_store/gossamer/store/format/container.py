@@ -19,13 +19,39 @@ from gossamer.store.format.source import Source
 
 #: Bytes an item of each dtype that a packed adapter may hold.
 ITEM_BYTES = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}
-
-#: An honest header has an object for each tensor and each module, and a few for the groups and the
-#: record. Counted before parsing, because a megabyte of "{}" costs a parser 70 ms and 25 MB.
-_MAX_OBJECTS = 3 * MAX_TENSORS
-_MAX_ARRAYS = 4 * MAX_TENSORS
-_MAX_COMMAS = 16 * MAX_TENSORS
 _MAX_DIMENSION = 2**62
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a safetensors file may hold.
+
+    Attributes:
+        item_bytes: the dtypes, and the bytes of an item of each.
+        max_header_bytes: of the header, without its length prefix.
+        max_tensors: how many tensors there may be.
+        max_dimensions: of a tensor.
+    """
+
+    item_bytes: Mapping[str, int]
+    max_header_bytes: int
+    max_tensors: int
+    max_dimensions: int
+
+    @property
+    def max_marks(self) -> tuple[tuple[str, int], ...]:
+        """How often each mark of JSON may be there.
+
+        An honest header has an object for each tensor and each module, and a few for the groups and
+        the record. Counted before parsing, because a megabyte of "{}" costs a parser 70 ms and
+        25 MB.
+        """
+        most = self.max_tensors
+        return (("{", 3 * most), ("[", 4 * most), (",", 16 * most))
+
+
+#: Of the packed adapter.
+PACKED = Rules(ITEM_BYTES, MAX_HEADER_BYTES, MAX_TENSORS, max_dimensions=3)
 
 _CONVERT = "convert it on your own machine with `gossamer adapters import`, then upload the result"
 _FOREIGN = (
@@ -69,7 +95,7 @@ def invalid(message: str, tensor: str | None = None) -> NoReturn:
     raise AdapterFileError("invalid_adapter_file", message, tensor=tensor)
 
 
-def parse_container(source: Source) -> Container:
+def parse_container(source: Source, rules: Rules = PACKED) -> Container:
     """The header of a safetensors file, checked whole; no tensor is read.
 
     Raises:
@@ -78,24 +104,25 @@ def parse_container(source: Source) -> Container:
     if source.size < 8:
         invalid(f"a file of {source.size} bytes is no adapter")
     (length,) = struct.unpack("<Q", source.read_at(0, 8))
-    if length > MAX_HEADER_BYTES or source.read_at(0, min(9, source.size))[8:] != b"{":
+    if length > rules.max_header_bytes or source.read_at(0, min(9, source.size))[8:] != b"{":
         _refuse_foreign(source)
-        if length > MAX_HEADER_BYTES:
-            invalid(f"the header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        if length > rules.max_header_bytes:
+            most = rules.max_header_bytes
+            invalid(f"the header claims {length} bytes, at most {most} are allowed")
         invalid("the header does not begin with '{'")
     if 8 + length > source.size:
         invalid(f"the header claims {length} bytes, the file has {source.size - 8}")
-    header = parse_json(source.read_at(8, length), "header")  # an object: it begins with "{"
+    header = parse_json(source.read_at(8, length), "header", rules)  # an object: it begins with "{"
     metadata = _metadata(header.pop("__metadata__", {}))
-    if len(header) > MAX_TENSORS:
-        invalid(f"the file has {len(header)} tensors, at most {MAX_TENSORS} are allowed")
+    if len(header) > rules.max_tensors:
+        invalid(f"the file has {len(header)} tensors, at most {rules.max_tensors} are allowed")
     data_offset = 8 + length
-    tensors = {name: _tensor(name, row, data_offset) for name, row in header.items()}
+    tensors = {name: _tensor(name, row, data_offset, rules) for name, row in header.items()}
     _check_coverage(tensors, data_offset, source.size)
     return Container(metadata, tensors)
 
 
-def parse_json(text: bytes | str, what: str) -> Any:
+def parse_json(text: bytes | str, what: str, rules: Rules = PACKED) -> Any:
     """JSON without its ambiguities: duplicate keys, NaN, infinities and bad Unicode are refused.
 
     Raises:
@@ -103,7 +130,7 @@ def parse_json(text: bytes | str, what: str) -> Any:
     """
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        for mark, limit in (("{", _MAX_OBJECTS), ("[", _MAX_ARRAYS), (",", _MAX_COMMAS)):
+        for mark, limit in rules.max_marks:
             if decoded.count(mark) > limit:
                 invalid(f"the {what} holds more than {limit} {mark!r}")
         value = json.loads(
@@ -145,18 +172,20 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _tensor(name: str, row: Any, data_offset: int) -> TensorInfo:
+def _tensor(name: str, row: Any, data_offset: int, rules: Rules) -> TensorInfo:
     if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
         invalid("a tensor must have exactly dtype, shape and data_offsets", tensor=name)
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        invalid(f"dtype {str(dtype)[:20]!r} is not one of {', '.join(ITEM_BYTES)}", tensor=name)
-    if not is_sizes(shape) or len(shape) > 3:
-        invalid("shape must be at most three integers of at least 0", tensor=name)
+    if not isinstance(dtype, str) or dtype not in rules.item_bytes:
+        known = ", ".join(rules.item_bytes)
+        invalid(f"dtype {str(dtype)[:20]!r} is not one of {known}", tensor=name)
+    if not is_sizes(shape) or len(shape) > rules.max_dimensions:
+        most = rules.max_dimensions
+        invalid(f"shape must be at most {most} integers of at least 0", tensor=name)
     if not is_sizes(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
         invalid("data_offsets must be two integers in order", tensor=name)
     nbytes = offsets[1] - offsets[0]
-    if math.prod(shape) * ITEM_BYTES[dtype] != nbytes:
+    if math.prod(shape) * rules.item_bytes[dtype] != nbytes:
         invalid(f"{nbytes} bytes do not hold {dtype} of shape {shape}", tensor=name)
     return TensorInfo(dtype, tuple(shape), data_offset + offsets[0], nbytes)
 
@@ -197,13 +226,15 @@ def refuse_unpacked() -> NoReturn:
 
 
 def render_header(
-    metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, list[int]]]
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, tuple[str, list[int]]],
+    rules: Rules = PACKED,
 ) -> bytes:
     """The length prefix and header for `tensors` (name → dtype, shape), laid out in that order."""
     rows: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in tensors.items():
-        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        begin, end = end, end + math.prod(shape) * rules.item_bytes[dtype]
         rows[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = render_json(rows).encode()
     text += b" " * (-len(text) % 8)  # so that the data, widest items first, is aligned
