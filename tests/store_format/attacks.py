@@ -212,6 +212,8 @@ def bad_layouts(target: Target) -> Iterator[Attack]:
     yield Attack("layout: record a list", file([group(good)], record="[]"), INVALID)
     yield Attack("layout: record with NaN", file([group(good)], record='{"a":NaN}'), INVALID)
     yield Attack("layout: record too deep", file([group(good)], record="[" * 9000), INVALID)
+    levels = '{"a":' * 64 + "[]" + "}" * 64
+    yield Attack("layout: record of 65 levels", file([group(good)], record=levels), INVALID)
     extras = '[{"name": "model.norm.weight", "dtype": "F32", "shape": [8]}]'
     yield Attack("layout: extras", file([group(good)], extras=extras), "unsupported_module")
     for label, text in (("a number", "1"), ("of numbers", "[1]"), ("without a name", "[{}]")):

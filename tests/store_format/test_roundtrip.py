@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -212,6 +212,12 @@ def test_the_writer_refuses_what_readers_would() -> None:
     long = DeltaSet("", "b", {}, {"note": "x" * (1 << 20)})
     with pytest.raises(DeltaError, match="record is too long"):
         written(long)
+    record: dict[str, Any] = {}
+    for _ in range(63):
+        record = {"a": record}
+    assert read(written(DeltaSet("", "b", {}, record))).record == record
+    with pytest.raises(DeltaError, match="more than 64 levels"):
+        written(DeltaSet("", "b", {}, {"a": record}))
     one = Delta.element((1, 1), [0], [1.0])
     with pytest.raises(DeltaError, match="at most 4096"):
         written(DeltaSet("", "b", {str(index): one for index in range(4097)}))

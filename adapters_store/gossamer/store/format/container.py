@@ -20,6 +20,9 @@ from gossamer.store.format.source import Source
 #: Bytes an item of each dtype that a packed adapter may hold.
 ITEM_BYTES = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}
 _MAX_DIMENSION = 2**62
+#: Objects and lists within each other. Python's own recursion limit is no rule: what one library
+#: reads, another may not write any more.
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Rules:
 #: Of the packed adapter.
 PACKED = Rules(ITEM_BYTES, MAX_HEADER_BYTES, MAX_TENSORS, max_dimensions=3)
 
-_CONVERT = "convert it on your own machine with `gossamer adapters import`, then upload the result"
+#: What to do with what only a command can read.
+CONVERT = "convert it on your own machine with `gossamer adapters import`, then upload the result"
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive or a PyTorch checkpoint"),
     (b"PK\x05\x06", "a zip archive"),
@@ -141,6 +145,8 @@ def parse_json(text: bytes | str, what: str, rules: Rules = PACKED) -> Any:
         )
         if "\\ud" in decoded.lower():  # half a surrogate pair cannot be written as UTF-8 again
             render_json(value).encode("utf-8")
+        if is_too_deep(value):
+            raise RecursionError
     except UnicodeError:
         invalid(f"the {what} is not valid Unicode")
     except RecursionError:
@@ -148,6 +154,21 @@ def parse_json(text: bytes | str, what: str, rules: Rules = PACKED) -> Any:
     except ValueError as error:  # malformed, or an integer of thousands of digits
         invalid(f"the {what} is not JSON: {error}")
     return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether there are more than `MAX_DEPTH` levels of objects and lists."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [one for one in level if isinstance(one, Mapping | list | tuple)]
+        if not containers:
+            return False
+        level = [
+            child
+            for one in containers
+            for child in (one.values() if isinstance(one, Mapping) else one)
+        ]
+    return True
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
@@ -215,13 +236,13 @@ def _refuse_foreign(source: Source) -> None:
     if start[_TAR_MAGIC_AT:] == b"ustar":
         found = "a tar archive"
     if found is not None:
-        raise AdapterFileError("unsupported_file", f"this is {found}; {_CONVERT}")
+        raise AdapterFileError("unsupported_file", f"this is {found}; {CONVERT}")
 
 
 def refuse_unpacked() -> NoReturn:
     """Refuse a safetensors file that is no packed adapter."""
     raise AdapterFileError(
-        "unsupported_file", f"this safetensors file is not a packed adapter; {_CONVERT}"
+        "unsupported_file", f"this safetensors file is not a packed adapter; {CONVERT}"
     )
 
 

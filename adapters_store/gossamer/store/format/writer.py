@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gossamer.store.delta import Delta, DeltaSet, find_problem
 from gossamer.store.errors import DeltaError
 from gossamer.store.format.coding import encode_gaps, encode_planes, gaps_of
-from gossamer.store.format.container import ITEM_BYTES, render_header
+from gossamer.store.format.container import ITEM_BYTES, MAX_DEPTH, is_too_deep, render_header
 from gossamer.store.format.layout import (
     MAX_MODULES,
     SHIFTS,
@@ -80,13 +80,15 @@ def write(
 
     Raises:
         DeltaError: a delta breaks its rules, a seed gives other positions, or the header would be
-            larger than readers accept.
+            larger, or the record deeper, than readers accept.
         ValueError, TypeError: the record holds what JSON cannot.
         OSError: the path cannot be written.
     """
     deltas = dict(sorted(delta_set.deltas.items(), key=lambda item: item[0].encode()))
     seeds = dict(seeds or {})
     _check(deltas, seeds)
+    if is_too_deep(delta_set.record):
+        raise DeltaError(f"the training record has more than {MAX_DEPTH} levels")
     compressed = coding != "raw"
     header, tensors = _render(delta_set, deltas, seeds, compressed)
     if coding == "auto" and _expands_too_far(deltas, header, tensors):
