@@ -25,6 +25,7 @@ NOT_FOR_REQUESTS = {
     catalog.AlreadyOwned,
     catalog.BlobCorrupt,
     catalog.BlobMissing,
+    catalog.BlobsUrlInvalid,
     catalog.KeyNotFound,
     catalog.KeySecretUnsafe,
     catalog.NotOwner,

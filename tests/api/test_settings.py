@@ -12,6 +12,7 @@ from gossamer.api.device import Device
 from gossamer.api.services import engine_config
 from gossamer.api.settings import Limits, Settings
 from gossamer.engine.config import EngineConfig
+from gossamer.store.catalog.errors import BlobsUrlInvalid
 
 HOST = Device(torch.device("cpu"), torch.float32, "cpu")
 
@@ -71,3 +72,14 @@ def test_what_makes_no_sense_is_refused_at_the_start(
     monkeypatch.setenv(f"GOSSAMER_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_a_url_with_a_secret_in_it_is_refused_before_anybody_can_show_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOSSAMER_BLOBS_URL", "s3://key:sEcReT@bucket")
+    with pytest.raises(BlobsUrlInvalid) as refused:
+        Settings()
+    assert "sEcReT" not in str(refused.value)
+    monkeypatch.setenv("GOSSAMER_BLOBS_URL", "s3://bucket/prefix")
+    assert Settings().blobs_url == "s3://bucket/prefix"

@@ -211,7 +211,7 @@ def test_the_fingerprint_of_a_narrow_checkpoint_is_that_of_its_values(
 
 def test_an_unknown_spec_lists_what_there_is(data: Path) -> None:
     with pytest.raises(UnknownBaseError) as error:
-        open_base("someone/some-model", data)
+        open_base("some-model", data)
     assert error.value.known == ("smollm2-135m",)
     assert not data.exists()
 

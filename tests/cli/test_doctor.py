@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import s3
 from tests.cli.running import Live, run, run_json
 
 
@@ -98,3 +99,26 @@ def test_too_many_threads_and_too_little_memory(
     monkeypatch.setenv("GOSSAMER_MEMORY_BYTES", str(1 << 50))
     found = findings("--data-dir", tmp_path, "--port", "0")
     assert found["threads"]["state"] == found["memory"]["state"] == "warn"
+
+
+def test_a_blob_store_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    assert "blob store" not in findings("--data-dir", data, "--port", "0")
+    monkeypatch.setenv("GOSSAMER_BLOBS_URL", "s3://blobs/gossamer")
+    with s3.serving() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        found = findings("--data-dir", data, "--port", "0")["blob store"]
+        assert (found["state"], "NoSuchBucket" in found["found"]) == ("fail", True)
+        server.make_bucket("blobs")
+        found = findings("--data-dir", data, "--port", "0")["blob store"]
+        assert (found["state"], found["found"]) == ("ok", "s3://blobs/gossamer")
+    assert not data.exists(), "it only looks"
+
+
+def test_a_model_of_the_hub_that_is_not_there_yet(tmp_path: Path) -> None:
+    spec = "someone/some-model@" + "0123456789" * 4
+    found = findings("--data-dir", tmp_path, "--port", "0", "--base", spec)["base"]
+    assert found["state"] == "warn"
+    assert "someone/some-model" in found["found"]
+    assert "Hub" in found["remedy"]

@@ -16,7 +16,7 @@ import pytest
 from gossamer.api.settings import Settings
 from gossamer.cli.output import Output
 from gossamer.cli.supervising import Supervised
-from tests.cli.running import Live, environment, run, run_json, up
+from tests.cli.running import Live, assert_three_lines, environment, run, run_json, up
 
 
 def test_it_listens_and_its_key_works(live: Live) -> None:
@@ -121,3 +121,26 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"127.0.0.1:{port}" in result.stderr
     assert "--port 0" in result.stderr
+
+
+def test_a_blob_store_that_cannot_be_used_is_told_before_the_base_is_fetched(
+    tmp_path: Path,
+) -> None:
+    arguments = ("up", "--data-dir", tmp_path / "data", "--port", "0")
+    secret = run(*arguments, env={"GOSSAMER_BLOBS_URL": "s3://key:sEcReT@bucket"})
+    assert_three_lines(secret, "credentials", "GOSSAMER_BLOBS_URL", code=2)
+    assert "sEcReT" not in secret.output
+    gone = run(
+        *arguments,
+        "--json",
+        env={
+            "GOSSAMER_BLOBS_URL": "s3://bucket",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "sEcReT",
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+            "AWS_ALLOW_HTTP": "true",
+        },
+    )
+    assert_three_lines(gone, "blob store", "error sending request", "GOSSAMER_BLOBS_URL")
+    assert "sEcReT" not in gone.output
+    assert not (tmp_path / "data").exists()

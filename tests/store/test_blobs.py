@@ -20,11 +20,13 @@ from tests.store.support import start_child
 DATA = bytes(range(256)) * 9000  # 2.3 MB: more than one chunk
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", "object store", "S3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "folder":
         return Blobs((tmp_path / "store").as_uri())
-    return Blobs("memory:///", spool=tmp_path / "spool")
+    s3 = request.param == "S3"
+    url = request.getfixturevalue("bucket") if s3 else "memory:///"
+    return Blobs(url, spool=tmp_path / "spool")
 
 
 def put(blobs: Blobs, data: bytes) -> str:

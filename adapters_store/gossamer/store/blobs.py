@@ -6,6 +6,9 @@ in a folder, `spool/` for temp files (an object store spools to a local folder i
 What is durable: a blob is, once `put` returned. In a folder that is write, fsync, rename, fsync of
 the directory; an object store's own put is durable when it answers.
 
+An object store's credentials and endpoint come from the environment, as obstore reads them
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on), and from nowhere else.
+
 Blobs know nothing of who refers to them. Only the catalog may put, quarantine or delete, and only
 the catalog of the server process may do the last two.
 """
@@ -13,10 +16,11 @@ the catalog of the server process may do the last two.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +28,35 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from gossamer.store.blobs_url import check_blobs_url
 from gossamer.store.catalog.errors import BlobCorrupt, BlobMissing, BlobStoreFailed
 from gossamer.store.failpoints import Failpoint, Hook, ignore
 from gossamer.store.spool import Spool, no_room_means_full, read_chunks, sweep, sync_folder
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore  # an alias that exists for type checkers only
+    from obstore.store import ObjectStore, RetryConfig  # exist for type checkers only
 
 #: the default cap of one adapter file, in bytes
 UPLOAD_BYTES = 512 << 20
 #: Bytes that uploads leave free on the disk. On a disk without a free page even a delete fails,
 #: because the registry's log cannot grow, and then nobody can make room.
 RESERVE_BYTES = 16 << 20
+#: A store that is away is reported within seconds. By default obstore tries ten times, for up to
+#: three minutes: longer than any request waits, with a thread of the server held all the while. One
+#: that accepts connections and says nothing takes a request's timeout: 30 seconds, or AWS_TIMEOUT.
+RETRIES: RetryConfig = {
+    "max_retries": 4,
+    "retry_timeout": timedelta(seconds=15),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
+}
+#: Blobs are read in ranges and written in parts, because that timeout is of a whole request: one
+#: of half a gigabyte would need 18 MB/s. With these, 1 MB/s is enough. S3 takes parts from 5 MiB.
+RANGE_BYTES = 8 << 20
+PART_BYTES, PARTS_AT_ONCE = 5 << 20, 4
 
 
 @dataclass(frozen=True)
@@ -80,11 +101,19 @@ class Blobs:
             for name in ("blobs", "quarantine"):
                 (self._root / name).mkdir(exist_ok=True)
         else:
-            self._store = from_url(url)
+            self._store = _object_store(url)
         if spool is None:
             raise ValueError(f"{url!r} is not a folder: name a local folder for temp files")
         spool.mkdir(parents=True, exist_ok=True)
         self._spool = spool
+
+    def check(self) -> None:
+        """Whether the store answers and lets us in.
+
+        Raises:
+            BlobStoreFailed
+        """
+        _reach(self._store)
 
     def spool(self, limit: int | None = None) -> Spool:
         """A temp file for one upload of at most `limit` bytes (default: `upload_bytes`). The caller
@@ -109,7 +138,13 @@ class Blobs:
         spool.seal()
         with _failures("put a blob"), no_room_means_full():
             if self._root is None:
-                obstore.put(self._store, _key(blob_id), spool.path)
+                obstore.put(
+                    self._store,
+                    _key(blob_id),
+                    spool.path,
+                    chunk_size=PART_BYTES,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
             else:
                 target = self._root / _key(blob_id)
                 if not target.parent.exists():
@@ -137,10 +172,13 @@ class Blobs:
             self._verify(blob_id, path)
             yield path
             return
-        with Spool(self._spool, self.stat(blob_id).nbytes) as copy:
-            with _failures("read a blob", blob_id):
-                for chunk in obstore.get(self._store, _key(blob_id)):
-                    copy.write(bytes(chunk))
+        nbytes = self.stat(blob_id).nbytes
+        with Spool(self._spool, nbytes) as copy:
+            for start in range(0, nbytes, RANGE_BYTES):
+                end = min(start + RANGE_BYTES, nbytes)
+                with self._looking_up("read a blob", blob_id):
+                    part = obstore.get_range(self._store, _key(blob_id), start=start, end=end)
+                copy.write(memoryview(part))
             copy.seal()
             if copy.blob_id != blob_id:
                 raise BlobCorrupt(blob_id, copy.blob_id)
@@ -152,7 +190,7 @@ class Blobs:
         Raises:
             BlobMissing, BlobStoreFailed
         """
-        with _failures("look up a blob", blob_id):
+        with self._looking_up("look up a blob", blob_id):
             meta = obstore.head(self._store, _key(blob_id))
         return BlobStat(blob_id, meta["size"], meta["last_modified"])
 
@@ -167,7 +205,7 @@ class Blobs:
     def delete(self, blob_id: str) -> None:
         """Remove a blob; none there is no error. Durable when this returns."""
         try:
-            with _failures("delete a blob", blob_id):
+            with self._looking_up("delete a blob", blob_id):
                 obstore.delete(self._store, _key(blob_id))
         except BlobMissing:
             return
@@ -177,7 +215,7 @@ class Blobs:
     def quarantine(self, blob_id: str) -> None:
         """Move a damaged blob aside, for an operator to look at; none there is no error."""
         try:
-            with _failures("quarantine a blob", blob_id):
+            with self._looking_up("quarantine a blob", blob_id):
                 obstore.rename(self._store, _key(blob_id), f"quarantine/{blob_id}")
         except BlobMissing:
             return
@@ -188,6 +226,21 @@ class Blobs:
     def sweep(self) -> int:
         """Remove temp files that dead processes left; returns how many."""
         return sweep(self._spool)
+
+    @contextmanager
+    def _looking_up(self, operation: str, blob_id: str) -> Iterator[None]:
+        """`_failures`, and BlobMissing where the store has no such blob. A bucket that is gone
+        answers like a key that is gone, and a version whose blob is missing is given up for good:
+        so the store is asked for something that it must have."""
+        with _failures(operation):
+            try:
+                yield
+                return
+            except FileNotFoundError as error:
+                missing = error
+        if self._root is None:
+            self.check()
+        raise BlobMissing(blob_id) from missing
 
     def _verify(self, blob_id: str, path: Path) -> None:
         found = hashlib.sha256()
@@ -206,15 +259,50 @@ def _key(blob_id: str) -> str:
     return f"blobs/{blob_id[:2]}/{blob_id}"
 
 
+def reach(url: str) -> None:
+    """Whether the object store at `url` answers and lets us in; nothing is changed. A folder's URL
+    passes: it is made when it is missing.
+
+    Raises:
+        BlobsUrlInvalid, BlobStoreFailed
+    """
+    check_blobs_url(url)
+    if not url.startswith("file:"):
+        _reach(_object_store(url))
+
+
+def _object_store(url: str) -> ObjectStore:
+    with _failures("open"):
+        return from_url(url, retry_config=RETRIES)
+
+
+def _reach(store: ObjectStore) -> None:
+    """Ask for the list of blobs, and for its first page only."""
+    with _failures("list the blobs"):
+        next(iter(obstore.list(store, prefix="blobs", chunk_size=1)), None)
+
+
 @contextmanager
-def _failures(operation: str, blob_id: str = "") -> Iterator[None]:
-    """obstore's errors as ours. It reports a missing object as FileNotFoundError."""
+def _failures(operation: str) -> Iterator[None]:
+    """obstore's errors as ours. Where a blob is looked up, FileNotFoundError means another thing;
+    see `_looking_up`."""
     try:
         yield
     except FileNotFoundError as error:
-        if not blob_id:
-            raise BlobStoreFailed(operation, "a file vanished meanwhile") from error
-        raise BlobMissing(blob_id) from error
+        raise BlobStoreFailed(operation, _answer(error) or "a file vanished meanwhile") from None
     except BaseError as error:
-        # The first line says what; what follows is the library's debug dump with full paths.
-        raise BlobStoreFailed(operation, str(error).partition("\n")[0]) from error
+        # The first line says what. What follows is the library's debug dump with all that the
+        # server sent, and some stores send a session token back that they refuse: hence `from None`
+        first = str(error).partition("\n")[0]
+        raise BlobStoreFailed(operation, _answer(error) or first.rpartition(" - ")[2]) from None
+
+
+def _answer(error: Exception) -> str:
+    """What the server answered: a status, and S3's own word for what is wrong (`NoSuchBucket`),
+    nothing else of its text; empty when it did not answer."""
+    text = str(error)
+    status = re.search(r"status code: (\d{3}(?: [A-Z][A-Za-z]*)*)", text)
+    if status is None:
+        return ""
+    word = re.search(r"<Code>([A-Za-z]{1,64})</Code>", text)
+    return f"it answered {status[1]}" + (f", {word[1]}" if word else "")

@@ -2,7 +2,8 @@
 
 Every field can be given as an environment variable: `GOSSAMER_PORT=9000`, or
 `GOSSAMER_LIMITS__JSON_BYTES=1048576` for a nested one. Nothing below this module reads the
-environment.
+environment, but for two libraries, which read what is secret or a machine's own: huggingface_hub
+(`HF_TOKEN`, `HF_ENDPOINT`) and obstore (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gossamer.jobs.views import JobLimits
+from gossamer.store.blobs_url import check_blobs_url
 from gossamer.store.catalog.views import StoreLimits
 
 Bytes = Annotated[int, Field(gt=0)]
@@ -99,9 +101,11 @@ class Settings(BaseSettings):
 
     Attributes:
         data_dir: holds the base models, the registry, the blobs and the key secret.
-        base: a known base's name, a Hugging Face directory or a GGUF file.
+        base: a known base's name, a Hugging Face directory, a GGUF file, or a model of the Hub at
+            one commit, `owner/name@<40 hex digits>`.
         host, port: where to listen; port 0 takes a free one.
-        database_url, blobs_url: default to SQLite and a folder inside `data_dir`.
+        database_url, blobs_url: default to SQLite and a folder inside `data_dir`. A `blobs_url`
+            holds no credentials (`s3://bucket/prefix`).
         threads: of torch; None leaves its choice.
         device, dtype: what the base runs on, and in. auto: a GPU in 16 bits if there is one, else
             the CPU in float32.
@@ -156,3 +160,11 @@ class Settings(BaseSettings):
     first_tenant: Annotated[str, Field(min_length=1, max_length=128)] = "default"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: Limits = Limits()
+
+    @field_validator("blobs_url")
+    @classmethod
+    def _names_a_blob_store(cls, url: str | None) -> str | None:
+        """Raises BlobsUrlInvalid as it is: pydantic's own error would quote the URL."""
+        if url is not None:
+            check_blobs_url(url)
+        return url

@@ -40,7 +40,8 @@ class UnknownBaseError(BaseModelError):
         super().__init__(
             f"there is no base model {spec!r}",
             f"it is not one of {', '.join(known)} and no such directory, .gguf or .whl file exists",
-            "Give a name from that list or the path of a Hugging Face directory or a GGUF file",
+            "Give a name from that list, the path of a Hugging Face directory or a GGUF file, or a "
+            "model of the Hub as owner/name@<commit>",
         )
         self.spec = spec
         self.known = tuple(known)
@@ -60,9 +61,12 @@ class MissingFilesError(BaseModelError):
 
 
 class PickledWeightsError(BaseModelError):
-    """The weights are pickles. Reading a pickle runs the code in it, so it is never opened."""
+    """The weights are pickles. Reading a pickle runs the code in it, so it is never opened.
 
-    def __init__(self, path: Path, files: Sequence[str]) -> None:
+    `path` is a directory, or a repository of the Hub.
+    """
+
+    def __init__(self, path: Path | str, files: Sequence[str]) -> None:
         super().__init__(
             f"{path} holds pickled weights",
             f"{', '.join(files)}: opening a pickle runs whatever code it contains",
@@ -97,7 +101,7 @@ class ChecksumMismatchError(BaseModelError):
         super().__init__(
             f"{source} is not the expected file",
             f"its sha256 is {actual}, not {expected}",
-            "Fetch it again, from the package index or another mirror of it",
+            "Fetch it again, from where it is published or another mirror of it",
         )
         self.source = source
         self.expected = expected
@@ -130,3 +134,69 @@ class DownloadError(BaseModelError):
         self.received = received
         self.size = size
         self.reason = reason
+
+
+class UnpinnedBaseError(BaseModelError):
+    """A model of the Hub without the commit that says which model it is.
+
+    Attributes:
+        repository: `owner/name`.
+        commit: what its branch, or the branch or tag that was given, is at now; None if the Hub did
+            not say.
+    """
+
+    def __init__(self, spec: str, repository: str, commit: str | None) -> None:
+        super().__init__(
+            f"{spec!r} does not say which model it is",
+            "no such directory exists, and on the Hub a name, a branch or a tag may mean another "
+            "model tomorrow: adapters need this one",
+            f"Give {repository}@{commit}, the commit that it has now"
+            if commit
+            else f"Give {repository}@<commit>, with the 40 digits of a commit from its page on the "
+            "Hub",
+        )
+        self.spec = spec
+        self.repository = repository
+        self.commit = commit
+
+
+class HubUnavailableError(BaseModelError):
+    """The Hub gave no usable answer. Files that have arrived are kept for the next attempt."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"the Hub at {url} cannot be used",
+            reason,
+            "Check the network and HF_ENDPOINT and start again, or copy the model's files here and "
+            "give the path of their directory",
+        )
+        self.url = url
+        self.reason = reason
+
+
+class HubRefusedError(BaseModelError):
+    """The Hub does not have this model at this commit, or not for us; it may not say which."""
+
+    def __init__(self, spec: str, reason: str) -> None:
+        super().__init__(
+            f"the Hub does not give us {spec}",
+            reason,
+            "Check the name and the commit; for a private or gated model accept its terms on its "
+            "page and set HF_TOKEN to a token that may read it",
+        )
+        self.spec = spec
+        self.reason = reason
+
+
+class NoRoomError(BaseModelError):
+    """The disk has no room for the base model's files."""
+
+    def __init__(self, folder: Path, needed: int | None, free: int) -> None:
+        super().__init__(
+            f"the base model does not fit into {folder}",
+            f"{free} bytes are free" + (f" and {needed} are needed" if needed else ""),
+            "Make room, or give another data folder",
+        )
+        self.folder = folder
+        self.needed = needed
+        self.free = free

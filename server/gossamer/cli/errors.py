@@ -118,6 +118,10 @@ def _catalog_rows() -> dict[type[BaseException], Row]:
         catalog.KeySecretUnsafe: _because(
             "The key secret cannot be used.", "Correct the file as the line above says."
         ),
+        catalog.BlobStoreFailed: _because(
+            "The blob store cannot be used.",
+            "Check GOSSAMER_BLOBS_URL, and the credentials and endpoint in the environment.",
+        ),
         catalog.StoreFull: _because("The disk is full.", "Make room, then try again."),
         catalog.QuotaExceeded: _because(
             "The tenant's quota is used up.", "Delete what is no longer needed."

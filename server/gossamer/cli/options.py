@@ -44,7 +44,8 @@ Base = Annotated[
     typer.Option(
         "--base",
         metavar="BASE",
-        help="A packaged base's name, a Hugging Face directory or a GGUF file.  "
+        help="A packaged base's name, a Hugging Face directory, a GGUF file, or a model of the Hub "
+        "as owner/name@COMMIT.  "
         "[env var: GOSSAMER_BASE; default: smollm2-135m]",
         show_default=False,
     ),
@@ -111,6 +112,7 @@ def load_settings(**given: Any) -> Settings:
     from pydantic import ValidationError
 
     from gossamer.api.settings import Settings
+    from gossamer.store.catalog.errors import BlobsUrlInvalid
 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
@@ -121,5 +123,12 @@ def load_settings(**given: Any) -> Settings:
             "The settings cannot be used.",
             f"{name}: {first['msg']} (got {first['input']!r})",
             f"Correct the option, or the environment variable GOSSAMER_{name.upper()}.",
+            code=USAGE,
+        ) from error
+    except BlobsUrlInvalid as error:
+        raise CommandError(
+            "The settings cannot be used.",
+            f"blobs_url: {error.why}",
+            "Correct the environment variable GOSSAMER_BLOBS_URL.",
             code=USAGE,
         ) from error

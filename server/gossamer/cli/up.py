@@ -131,6 +131,7 @@ def _serve(settings: Settings, output: Output, worker: Supervised | None) -> int
     from gossamer.api.logs import configure_logging
     from gossamer.api.serve import listen, serve
     from gossamer.cli.bars import base_stages
+    from gossamer.store.blobs import reach
 
     try:
         # before the base is loaded, which takes seconds, or fetched, which takes minutes
@@ -141,6 +142,8 @@ def _serve(settings: Settings, output: Output, worker: Supervised | None) -> int
             error.strerror or str(error),
             "Give another --host or --port; --port 0 takes a free one.",
         ) from error
+    if settings.blobs_url is not None:
+        reach(settings.blobs_url)
     configure_logging(settings.log_level)
     with ExitStack() as beside, ExitStack() as bars:
         progress = bars.enter_context(base_stages(output))

@@ -195,6 +195,15 @@ class BlobStoreFailed(CatalogError):
         super().__init__(f"The blob store failed to {operation}: {why}.")
 
 
+class BlobsUrlInvalid(CatalogError):
+    """At start only: the URL cannot name a blob store. The message does not quote it, because a
+    URL that is refused may hold a secret."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"The URL of the blob store cannot be used: {why}.")
+
+
 class StoreFull(CatalogError):
     """507: no room left for a blob or for the registry. Nothing was registered."""
 

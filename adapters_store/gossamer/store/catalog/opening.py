@@ -3,6 +3,7 @@
 registry.sqlite3   the registry, unless a database is named by URL
 key.secret         the HMAC key of the API keys, mode 0600
 store/             blobs, quarantine and temp files, unless an object store is named by URL
+spool/             temp files, if one is: of uploads, and of blobs while they are read
 owner.lock         locked by the one process that may unlink blobs
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from gossamer.store.blobs import RESERVE_BYTES, UPLOAD_BYTES, Blobs
+from gossamer.store.blobs_url import check_blobs_url
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.errors import AlreadyOwned
 from gossamer.store.catalog.views import BaseInfo, StoreLimits
@@ -67,7 +69,9 @@ class Store:
 
     Raises:
         AlreadyOwned: another server process runs on this folder.
-        RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull, BlobStoreFailed
+        BlobsUrlInvalid: before anything is made.
+        BlobStoreFailed: the blob store does not answer, does not let us in, or is not there.
+        RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Store:
         clock: Callable[[], datetime] = utc_now,
         failpoint: Hook = ignore,
     ) -> None:
+        if blobs_url is not None:
+            check_blobs_url(blobs_url)
         with ExitStack() as stack:
             self.registry = open_registry(data, database_url, busy_timeout_s=busy_timeout_s)
             stack.callback(self.registry.close)
@@ -102,6 +108,8 @@ class Store:
                 reserve_bytes=reserve_bytes,
                 failpoint=failpoint,
             )
+            if blobs_url is not None:  # a bucket that is not there must not pass for an empty one
+                blobs.check()
             self.catalog = Catalog(
                 self.registry,
                 blobs,
