@@ -47,6 +47,7 @@ def element_delta(
     if outside.any():
         at = int(outside.argmax())
         _refuse(name, f"position {positions[at]} is not in [0, {size})", at)
+    order: NDArray[np.intp] | None = None  # of the file's entries in the result
     rising = positions[1:] > positions[:-1]
     if not rising.all():
         order = np.argsort(positions, kind="stable")
@@ -57,15 +58,38 @@ def element_delta(
             _refuse(name, f"position {positions[again[0]]} is there twice", at)
         if again.size:
             starts = np.flatnonzero(np.concatenate([[True], positions[1:] != positions[:-1]]))
-            values, dtype = np.add.reduceat(from_carrier(values, dtype), starts), "F32"
-            positions, rounded_to = positions[starts], rounded_to or dtype
+            with np.errstate(
+                invalid="ignore", over="ignore"
+            ):  # what is not finite is refused below
+                values, dtype = np.add.reduceat(from_carrier(values, dtype), starts), "F32"
+            positions, order, rounded_to = positions[starts], order[starts], rounded_to or dtype
     target = rounded_to or dtype
     if target != dtype:
         values = from_carrier(values, dtype)
     try:
         return Delta.element(shape, positions, values, value_dtype=target)
     except DeltaError as error:
-        _refuse(name, error.message, error.position, error)
+        entry = error.position
+        if order is not None and entry is not None:
+            entry = int(order[entry])
+        _refuse(name, error.message, entry, error)
+
+
+def row_major(
+    name: str, shape: tuple[int, int], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Row-major positions, int64 [nnz], of coordinates in any order.
+
+    Raises:
+        AdapterFileError: a coordinate is out of range. Each axis is checked by itself, because a
+            column beyond its row would be a position of the next one.
+    """
+    for what, axis, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
+        outside = (axis < 0) | (axis >= size)
+        if outside.any():
+            at = int(outside.argmax())
+            _refuse(name, f"{what} {axis[at]} is not in [0, {size})", at)
+    return rows * shape[1] + columns
 
 
 def _refuse(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.store.errors import AdapterFileError, printable
-from gossamer.store.exchange.tensors import TensorFile, open_tensors
+from gossamer.store.exchange.tensors import FOREIGN, TensorFile, open_tensors
 from gossamer.store.format.container import parse_json
 from gossamer.store.format.source import open_source
 
@@ -48,17 +48,17 @@ class Files:
             raise AdapterFileError("invalid_adapter_file", f"the file {printable(name)} is missing")
         return self.paths[name]
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
         """A small JSON object.
 
         Raises:
-            AdapterFileError: missing, larger than 1 MiB, or no JSON object.
+            AdapterFileError: missing, larger than `max_bytes`, or no JSON object.
         """
         with open_source(self.path(name)) as source:
-            if source.size > _MAX_JSON_BYTES:
-                message = f"{printable(name)} has {source.size} bytes, at most {_MAX_JSON_BYTES}"
+            if source.size > max_bytes:
+                message = f"{printable(name)} has {source.size} bytes, at most {max_bytes}"
                 raise AdapterFileError("adapter_too_large", message + " are allowed")
-            value = parse_json(source.read_at(0, source.size), printable(name))
+            value = parse_json(source.read_at(0, source.size), printable(name), FOREIGN)
         if not isinstance(value, dict):
             raise AdapterFileError("invalid_adapter_file", f"{printable(name)} is no JSON object")
         return value

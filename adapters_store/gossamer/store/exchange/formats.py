@@ -86,12 +86,15 @@ class Importer:
         uploadable: also taken as it is over HTTP: no pickle, and nothing that needs the base's
             weights.
         takes_density: whether `ImportOptions.density` means something.
+        reads: of an uploadable format: the names of all files that it looks at, some of which may
+            be missing. What else lies beside them is not sent, or not read.
     """
 
     detect: Callable[[Files], bool]
     read: Callable[[Files, BaseWeights, ImportOptions], Imported]
     uploadable: bool = False
     takes_density: bool = False
+    reads: tuple[str, ...] = ()
 
 
 #: Writes an adapter into an empty folder; may raise `AdapterFileError` where the format cannot say

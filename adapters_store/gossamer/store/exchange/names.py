@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 from gossamer.store.errors import AdapterFileError, printable
 from gossamer.store.exchange.base import BaseWeights
@@ -12,18 +13,17 @@ PEFT_PREFIX = "base_model.model."
 _NAMED = 3
 
 
-def check_names(
+def check_known(
     base: BaseWeights, wanted: Mapping[str, Sequence[int] | None], made_for: str = ""
 ) -> None:
-    """Whether the base has these weights and a delta may change them.
+    """Whether the base has parameters of these names and shapes.
 
     Args:
         wanted: name in the base's own naming → shape, where the file says one.
         made_for: the base that the file says it is for.
 
     Raises:
-        AdapterFileError: `base_model_mismatch`, the first three named; `unsupported_module` for a
-            parameter that the base has and no delta may change.
+        AdapterFileError: `base_model_mismatch`, the first three named.
     """
     strange = [_mismatch(base, name, shape) for name, shape in wanted.items()]
     found = [(name, why) for name, why in zip(wanted, strange, strict=True) if why]
@@ -35,6 +35,21 @@ def check_names(
             f"the adapter's weights are not those of the base {base.name}{by}: {named}",
             tensor=found[0][0],
         )
+
+
+def check_names(
+    base: BaseWeights, wanted: Mapping[str, Sequence[int] | None], made_for: str = ""
+) -> None:
+    """Whether the base has these weights and a delta may change them.
+
+    Args:
+        wanted, made_for: as in `check_known`.
+
+    Raises:
+        AdapterFileError: `base_model_mismatch`, the first three named; `unsupported_module` for a
+            parameter that the base has and no delta may change.
+    """
+    check_known(base, wanted, made_for)
     for name in wanted:
         if name not in base.table:
             refuse_module(name)
@@ -50,7 +65,7 @@ def _mismatch(base: BaseWeights, name: str, shape: Sequence[int] | None) -> str:
     return ""
 
 
-def refuse_module(name: str) -> None:
+def refuse_module(name: str) -> NoReturn:
     """Refuse what changes something else than a linear weight.
 
     Raises:

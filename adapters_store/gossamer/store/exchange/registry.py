@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gossamer.store.errors import AdapterFileError, printable
+from gossamer.store.exchange import (
+    checkpoint,
+    composable_sft,
+    merged,
+    peft_sft,
+    peft_shira,
+    peft_sparta,
+    peft_supertuning,
+    sparta_pickle,
+    weight_patch,
+)
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import Exporter, Format, Importer
 
 #: In the order in which they are tried.
-_ROWS: tuple[Format, ...] = ()
+_ROWS: tuple[Format, ...] = (
+    peft_sparta.FORMAT,
+    peft_shira.FORMAT,
+    peft_supertuning.FORMAT,
+    peft_sft.FORMAT,
+    sparta_pickle.FORMAT,
+    composable_sft.FORMAT,
+    weight_patch.FORMAT,
+    checkpoint.FORMAT,
+    merged.FORMAT,
+)
 FORMATS: Mapping[str, Format] = {row.name: row for row in _ROWS}
 
 

@@ -67,11 +67,14 @@ class TensorFile:
         """A tensor as it is stored (`DTYPES`), read-only, of its own shape.
 
         Raises:
-            AdapterFileError: there is none of that name.
+            AdapterFileError: there is none of that name, or numpy has no array of its shape.
         """
         info = self.info(name)
         data = self._source.read_at(info.offset, info.nbytes)
-        return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
+        try:
+            return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
+        except ValueError:  # without entries, and a dimension of 2^60 all the same
+            invalid(f"a tensor of shape {list(info.shape)} cannot be read", name)
 
     def read_values(self, name: str) -> tuple[NDArray[Any], ValueDtype]:
         """Floats in their carrier, and their dtype; float64 is rounded to float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,3 +57,12 @@ def write_tensors(
             if made.shape != one.shape or made.dtype != DTYPES[one.dtype]:
                 raise ValueError(f"{one.name} is {made.dtype} {made.shape}, not as planned")
             file.write(made.reshape(-1).data.cast("B") if made.size else b"")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A small JSON file, as people like to read it.
+
+    Raises:
+        OSError
+    """
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
