@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gossamer.api.context import context_of
+from gossamer.api.documented import document_streams
 from gossamer.api.error_table import HANDLED, field_errors, to_api_error
 from gossamer.api.errors import ApiError
 from gossamer.api.middleware.authenticate import OPEN_PATHS, Authenticate
@@ -26,6 +28,7 @@ from gossamer.api.middleware.identify import Identify
 from gossamer.api.routes import (
     adapters,
     chat,
+    compatibility,
     completions,
     files,
     fine_tuning,
@@ -33,6 +36,7 @@ from gossamer.api.routes import (
     operations,
     tokenize,
 )
+from gossamer.api.routes.compatibility import LoadedNames, NamedMixes
 from gossamer.api.services import Services
 from gossamer.engine.errors import EngineError
 from gossamer.store.catalog.errors import CatalogError
@@ -56,10 +60,12 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = services
+    names = LoadedNames(services.settings.limits.adapters_per_tenant)
+    app.state.loaded_names = names
+    app.state.services = replace(services, mixes=NamedMixes(services, names))
     app.state.first_key = None
-    routes = (completions, chat, models, adapters, files, fine_tuning, tokenize, operations)
-    for module in routes:
+    routes = (completions, chat, models, adapters, files, fine_tuning, tokenize, compatibility)
+    for module in (*routes, operations):
         app.include_router(module.router)
     # The last one added is the outermost.
     app.add_middleware(BoundBody, limits=services.settings.limits)
@@ -157,6 +163,7 @@ def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
                         del answers["422"]
                     if path not in OPEN_PATHS:
                         operation["security"] = [{"key": []}]
+            document_streams(schema)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"].get("schemas", {}).pop(name, None)
             app.openapi_schema = schema

@@ -1,9 +1,12 @@
-"""What the routes say of their errors in /openapi.json."""
+"""What the routes say of their errors and of their streams in /openapi.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
+from gossamer.api.schemas.compatibility import GenerateEvent
 from gossamer.api.schemas.replies import ErrorReply
 
 _TEXTS = {
@@ -30,3 +33,33 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"model": ErrorReply, "description": _TEXTS[status]}
         for status in sorted({*_ALWAYS, *statuses})
     }
+
+
+_DONE = "The last one is `[DONE]`."
+_OF_GENERATE = "The last one has `generated_text`."
+#: path of a POST that streams → what the data of its events is, in words, and the model if any
+_STREAMS: dict[str, tuple[str, type[BaseModel] | None]] = {
+    "/v1/completions": (f"A `text_completion` with new text of one choice. {_DONE}", None),
+    "/v1/chat/completions": (f"A `chat.completion.chunk`. {_DONE}", None),
+    "/generate_stream": (f"One token. {_OF_GENERATE}", GenerateEvent),
+    "/": (f"One token. {_OF_GENERATE}", GenerateEvent),
+}
+_FAILED = "After a failure the last one is an error, as in a plain reply, and the stream ends."
+_SCHEMAS = "#/components/schemas/"
+
+
+def document_streams(schema: dict[str, Any]) -> None:
+    """Tell in FastAPI's description which replies may be streams of events, and of what events."""
+    for path, (about, model) in _STREAMS.items():
+        data: dict[str, Any] = {"type": "string", "description": f"{about} {_FAILED}"}
+        if model is not None:
+            data["contentMediaType"] = "application/json"
+            data["contentSchema"] = {"$ref": _SCHEMAS + model.__name__}
+            described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+            schemas = schema["components"]["schemas"]
+            schemas.update(described.pop("$defs", {}))
+            schemas[model.__name__] = described
+        answer = schema["paths"][path]["post"]["responses"]["200"]
+        answer.setdefault("content", {})["text/event-stream"] = {
+            "schema": {"type": "object", "required": ["data"], "properties": {"data": data}}
+        }
