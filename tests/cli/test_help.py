@@ -19,6 +19,9 @@ COMMANDS = (
     "chat",
     "adapters push",
     "adapters ls",
+    "adapters import",
+    "adapters export",
+    "adapters formats",
     "train",
     "jobs create",
     "jobs ls",
@@ -70,6 +73,8 @@ def test_help_takes_less_than_half_a_second() -> None:
     [
         "--help",
         "adapters push --help",
+        "adapters import --help",
+        "adapters export --help",
         "keys create --help",
         "jobs create --help",
         "worker --help",
@@ -85,7 +90,9 @@ def test_commands_that_talk_to_a_server_import_no_torch(tmp_path: Path) -> None:
     nowhere = "--url http://127.0.0.1:1"
     data = tmp_path / "data.jsonl"
     data.write_text("{}")
-    for command in ("adapters ls", "chat -m x", "jobs ls", f"jobs create --data {data}"):
+    assert "torch" not in _imported("adapters formats")
+    pack = f"adapters export nobody --to packed --out {tmp_path / 'out'}"
+    for command in (pack, "adapters ls", "chat -m x", "jobs ls", f"jobs create --data {data}"):
         assert "torch" not in _imported(f"{command} {nowhere}")
     assert "torch" not in _imported(f"keys ls --data-dir {tmp_path}")
 

@@ -26,6 +26,7 @@ from gossamer.base.fetch import Progress
 from gossamer.base.load import BaseFiles, load_model, load_tokenizer
 from gossamer.base.patch_map import adapter_table
 from gossamer.base.sources import open_base
+from gossamer.base.weights import BaseNames
 from gossamer.engine.client import Engine
 from gossamer.engine.config import EngineConfig
 from gossamer.engine.runner import Geometry
@@ -38,10 +39,15 @@ from gossamer.store.files import Files
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one server. Made by `build`; the application starts and stops them."""
+    """The parts of one server. Made by `build`; the application starts and stops them.
+
+    Attributes:
+        named: what other libraries' adapters are checked against when they are uploaded.
+    """
 
     settings: Settings
     base: BaseFiles
+    named: BaseNames
     engine: Engine
     store: Store
     backlog: Backlog
@@ -87,10 +93,11 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     check_attention(settings, chosen)  # what can be refused before the base is loaded
     tokenizer, model = load_tokenizer(base), load_model(base, chosen.dtype, chosen.device)
     check_attention(settings, chosen, Geometry.of(model).head_dim)
-    limits = settings.limits
+    limits, table = settings.limits, adapter_table(model)
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
     store = Store(
         data_dir,
-        BaseInfo(base.name, base.fingerprint, adapter_table(model)),
+        BaseInfo(base.name, base.fingerprint, table),
         owner=True,
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
@@ -106,6 +113,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     return Services(
         settings=settings,
         base=base,
+        named=BaseNames(base.name, base.fingerprint, table, shapes),
         engine=engine,
         store=store,
         backlog=Backlog(store.registry, limits=limits.of_jobs()),

@@ -1,13 +1,13 @@
-"""Receiving a file: straight from the socket into a spool.
+"""Receiving files: straight from the socket into spools.
 
 At most a few MiB of an upload are in memory at any time, and writing and hashing happen in worker
-threads. The fields beside the file may come before it or after it; each is checked when it has
+threads. The fields beside the files may come before them or after them; each is checked when it has
 come, so that a wrong one costs its sender no transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,17 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from gossamer.api.errors import ApiError, invalid
+from gossamer.api.spools import Spools
 from gossamer.api.workers import Workers
-from gossamer.store.spool import Spool
 
 #: Collected before a switch to a thread that writes it: 1 MiB takes about 1 ms to hash and write.
 _BATCH = 1 << 20
 _LONGEST_FIELD = 4096
+_LONGEST_FILENAME = 255
 _FILE = "file"
+_BAD_FILENAME = "invalid_filename"
+#: what a part with one of several files may be called
+_FILES = (_FILE, "files")
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,26 @@ class Form:
     Attributes:
         refused: fields of other servers → why this one does not take them.
         raw: whether the file may also be the whole body, with the fields in the query.
+        most_files: how many files there may be. Where that is more than one, a part with a file may
+            be called `files` too, and of several each has a filename of its own.
     """
 
     fields: Mapping[str, FormField]
     refused: Mapping[str, str] = field(default_factory=dict)
     raw: bool = False
+    most_files: int = 1
+
+    def is_file(self, name: str | None) -> bool:
+        """Whether a part of this name is a file."""
+        return name == _FILE or (self.most_files > 1 and name in _FILES)
 
     def check_name(self, name: str | None) -> None:
-        """Whether a field of this name, or the file, may be there.
+        """Whether a field of this name, or a file, may be there.
 
         Raises:
             ApiError: 400
         """
-        if name in self.fields or name == _FILE:
+        if name in self.fields or self.is_file(name):
             return
         # The OpenAI client writes a field of a field as `expires_after[seconds]`.
         whole = (name or "").partition("[")[0]
@@ -79,13 +90,42 @@ class Form:
                 values[name] = declared.read(declared.default)
         return values
 
+    def check_files(self, filenames: Sequence[str | None]) -> None:
+        """Whether these files may be there together; of one alone the name does not matter here.
+
+        Raises:
+            ApiError: 400
+        """
+        if len(filenames) <= 1:
+            return
+        if self.most_files == 1:
+            raise invalid(_FILE, f"The field {_FILE!r} is there twice.")
+        if len(filenames) > self.most_files:
+            raise invalid(_FILE, f"A form has at most {self.most_files} files.")
+        if why := next(filter(None, map(_filename_problem, filenames)), None):
+            raise invalid(_FILE, f"Of several files each needs a name: {why}.", code=_BAD_FILENAME)
+        if len(set(filenames)) < len(filenames):
+            raise invalid(_FILE, "Two files have the same name.", code=_BAD_FILENAME)
+
+
+def _filename_problem(filename: str | None) -> str | None:
+    """Why a name cannot be that of one of several files."""
+    if not filename:
+        return "one has none"
+    if len(filename.encode("utf-8")) > _LONGEST_FILENAME:
+        return f"one has more than {_LONGEST_FILENAME} bytes"
+    if filename in (".", "..") or any(mark in filename for mark in "/\\\0"):
+        return "a folder is no part of it"
+    return None
+
 
 @dataclass(frozen=True)
 class Received:
-    """An upload beside its bytes. `filename` is what the client calls the file, if it does."""
+    """An upload beside its bytes. `filenames` are what the client calls the files, where it does;
+    they lie in the spools in the same order."""
 
     values: Mapping[str, Any]
-    filename: str | None = None
+    filenames: tuple[str | None, ...]
 
 
 def read_boolean(name: str) -> Callable[[str], bool]:
@@ -101,39 +141,47 @@ def read_boolean(name: str) -> Callable[[str], bool]:
 
 
 async def receive_upload(
-    request: Request, form: Form, spool: Spool, workers: Workers, most_fields: int
+    request: Request, form: Form, spools: Spools, workers: Workers, most_fields: int
 ) -> Received:
-    """Read the whole body into `spool`.
+    """Read the whole body, its files into `spools`.
 
     Raises:
         ApiError: 400, the form or the query is not as it should be; 408 and 413 from the body.
-        UploadTooLarge, StoreFull: from the spool.
+        UploadTooLarge, StoreFull: from the spools.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"multipart/form-data":
         parser = _Parser(form, options.get(b"boundary", b""), most_fields)
         async for chunk in request.stream():
             parser.feed(chunk)
-            await _write(spool, workers, parser.pending)
-        await _write(spool, workers, parser.pending, all_of_it=True)
+            await _write(spools, workers, parser.pending)
+        await _write(spools, workers, parser.pending, all_of_it=True)
         return parser.finish()
     if kind != b"application/octet-stream" or not form.raw:
         raise invalid("content-type", _how(form))
-    received = Received(form.complete(_query(request, form)))
-    pending = bytearray()
+    received = Received(form.complete(_query(request, form)), (None,))
+    body = bytearray()
+    pending = [(0, body)]
     async for chunk in request.stream():
-        pending += chunk
-        await _write(spool, workers, pending)
-    await _write(spool, workers, pending, all_of_it=True)
+        body += chunk
+        await _write(spools, workers, pending)
+    await _write(spools, workers, pending, all_of_it=True)
     return received
 
 
 async def _write(
-    spool: Spool, workers: Workers, pending: bytearray, *, all_of_it: bool = False
+    spools: Spools,
+    workers: Workers,
+    pending: list[tuple[int, bytearray]],
+    *,
+    all_of_it: bool = False,
 ) -> None:
-    if len(pending) >= _BATCH or (all_of_it and pending):
-        await workers.file(spool.write, bytes(pending))
-        pending.clear()
+    """Write what is pending when it is much, or the last; an empty piece of the last file stays."""
+    if not pending or (sum(len(data) for _, data in pending) < _BATCH and not all_of_it):
+        return
+    await workers.file(spools.write, [(index, bytes(data)) for index, data in pending])
+    del pending[:-1]
+    pending[0][1].clear()
 
 
 def _how(form: Form) -> str:
@@ -162,15 +210,16 @@ class _Part:
 
 
 class _Parser:
-    """A streaming form with few fields and one file, whose bytes end up in `pending`."""
+    """A streaming form with few fields and files, whose bytes end up in `pending`: some of each
+    file, by its place, in the order in which they came. The last one is still being read."""
 
     def __init__(self, form: Form, boundary: bytes, most_fields: int) -> None:
-        self.pending = bytearray()
+        self.pending: list[tuple[int, bytearray]] = []
         self._form = form
-        self._most_fields = most_fields
+        self._most_parts = most_fields + form.most_files - 1
         self._count = 0
         self._values: dict[str, Any] = {}
-        self._file: _Part | None = None
+        self._files: list[_Part] = []
         self._complete = False
         self._part = _Part()
         self._header = [bytearray(), bytearray()]
@@ -203,14 +252,14 @@ class _Parser:
         if not self._complete:
             raise _malformed("its end is missing")
         values = self._form.complete(self._values)
-        if self._file is None:
+        if not self._files:
             raise _missing(_FILE)
-        return Received(values, self._file.filename)
+        return Received(values, tuple(part.filename for part in self._files))
 
     def _on_part_begin(self) -> None:
         self._count += 1
-        if self._count > self._most_fields:
-            raise invalid(None, f"A form has at most {self._most_fields} fields.")
+        if self._count > self._most_parts:
+            raise invalid(None, f"A form has at most {self._most_parts} fields.")
         self._part = _Part()
 
     def _on_header(self, which: int, data: bytes) -> None:
@@ -228,14 +277,16 @@ class _Parser:
     def _on_headers_finished(self) -> None:
         name = self._part.name
         self._form.check_name(name)
-        if name in self._values or (name == _FILE and self._file is not None):
+        if name in self._values:
             raise invalid(name, f"The field {name!r} is there twice.")
-        if name == _FILE:
-            self._file = self._part
+        if self._form.is_file(name):
+            self._files.append(self._part)
+            self._form.check_files([part.filename for part in self._files])
+            self.pending.append((len(self._files) - 1, bytearray()))
 
     def _on_data(self, data: bytes) -> None:
-        if self._part is self._file:
-            self.pending += data
+        if self._is_file:
+            self.pending[-1][1].extend(data)
             return
         self._part.value += data
         if len(self._part.value) > _LONGEST_FIELD:
@@ -243,9 +294,14 @@ class _Parser:
 
     def _on_part_end(self) -> None:
         name = self._part.name
-        if name is not None and self._part is not self._file:
+        if name is not None and not self._is_file:
             text = self._part.value.decode("utf-8", "replace")
             self._values[name] = self._form.fields[name].read(text)
+
+    @property
+    def _is_file(self) -> bool:
+        """Whether the part that is being read is a file."""
+        return bool(self._files) and self._part is self._files[-1]
 
     def _on_end(self) -> None:
         self._complete = True

@@ -16,6 +16,8 @@ _QUERIES = 8
 _FILES = 4
 #: one has a version and a parent of it decoded: gigabytes, and seconds
 _INCREMENTS = 1
+#: as above, of an adapter and of the files that it is made of
+_CONVERSIONS = 1
 
 
 class Workers:
@@ -25,6 +27,7 @@ class Workers:
         self._queries = anyio.CapacityLimiter(_QUERIES)
         self._files = anyio.CapacityLimiter(_FILES)
         self._increments = anyio.CapacityLimiter(_INCREMENTS)
+        self._conversions = anyio.CapacityLimiter(_CONVERSIONS)
 
     async def query(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Something short: a look into the registry."""
@@ -40,3 +43,8 @@ class Workers:
         """The making of an increment. One at a time; what waits has no thread."""
         run = partial(call, *args, **kwargs)
         return await anyio.to_thread.run_sync(run, limiter=self._increments)
+
+    async def conversion(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The conversion of an upload. One at a time; what waits keeps its place among uploads."""
+        run = partial(call, *args, **kwargs)
+        return await anyio.to_thread.run_sync(run, limiter=self._conversions)

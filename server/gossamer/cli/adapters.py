@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from gossamer.cli.drafts import check_file, draft_of
 from gossamer.cli.errors import CommandError
 from gossamer.cli.options import DEFAULT_URL, AsJson, Key, Url
 from gossamer.cli.output import Output, percent, size, table, when
@@ -31,7 +31,11 @@ def push(
     name: Name,
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The adapter file."),
+        typer.Argument(
+            metavar="FILE",
+            exists=True,
+            help="The adapter file, or a folder with the files of another library's adapter.",
+        ),
     ],
     activate: Annotated[
         bool,
@@ -43,15 +47,18 @@ def push(
     key: Key = "",
     as_json: AsJson = False,
 ) -> None:
-    """Upload an adapter file as a new version of NAME.
+    """Upload an adapter as a new version of NAME.
 
-    A file that says the same as the current or the newest version makes no new one.
+    Of a folder the files are sent that make an adapter in a format that servers take (`gossamer
+    adapters formats`). What says the same as the current or the newest version makes no new one.
     """
+    from gossamer.cli.folders import push_folder
     from gossamer.cli.remote import Server
 
     output = Output(as_json)
     with Server(url, key) as server:
-        version = push_file(server, name, file, output, activate=activate)
+        send = push_folder if file.is_dir() else push_file
+        version = send(server, name, file, output, activate=activate)
     for warning in version["warnings"]:
         output.note(f"Warning: {warning}")
     output.result(version, describe(version))
@@ -142,13 +149,10 @@ def pull(
     name = ref.rpartition("/")[2].partition("@")[0].partition(":")[0]
     kind = "increment.safetensors" if increment else "safetensors"
     target = Path(f"{name}.{kind}") if out is None else out
-    if target.exists() and not force:
-        raise CommandError(
-            f"{target} is there already.", "A file is not replaced unasked.", "Give --force."
-        )
+    check_file(target, remedy="Give --force.", force=force)
     with Server(url, key) as server:
         query = {"increment": "true"} if increment else {}
-        document = _download(server, ref, target, output, query)
+        document = download(server, ref, target, output, query)
     output.result(
         document, f"{target}  {size(document['bytes'])}  {document['digest'] or ''}".rstrip()
     )
@@ -223,16 +227,20 @@ def _pieces(file: BinaryIO, advance: Callable[[int], None]) -> Iterator[bytes]:
         advance(len(piece))
 
 
-def _download(
+def download(
     server: Server, ref: str, target: Path, output: Output, query: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Into a file beside `target` first, so that half of one never has its name."""
+    """The stored file of a version, or what it adds to its parents, at `target`; what is known of
+    it.
+
+    Raises:
+        CommandError: it is not what the server announced.
+    """
     from gossamer.cli.bars import transfer
     from gossamer.cli.remote import ref_path
 
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     sha256, nbytes = hashlib.sha256(), 0
-    try:
+    with draft_of(target) as draft:
         path = f"/v1/adapters/{ref_path(ref)}/content"
         with server.stream("GET", path, params=query) as reply:
             total = int(reply.headers.get("content-length", 0)) or None
@@ -249,9 +257,6 @@ def _download(
                 f"Its sha256 is {sha256.hexdigest()}, and the server announced {expected}.",
                 "Pull it again.",
             )
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
     return {
         "ref": ref,
         "file": str(target),

@@ -12,6 +12,9 @@ from gossamer.cli import (
     bench,
     chat,
     doctor,
+    exchange,
+    exporting,
+    importing,
     jobs,
     keys,
     methods,
@@ -77,6 +80,9 @@ def gossamer(
 
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
+adapters.app.command("import")(importing.import_)
+adapters.app.command("export")(exporting.export)
+adapters.app.command("formats")(exchange.formats)
 app.add_typer(adapters.app, name="adapters")
 app.command("train")(train.train)
 app.add_typer(jobs.app, name="jobs")

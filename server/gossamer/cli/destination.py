@@ -3,7 +3,6 @@ training begins, because a mistake that shows after it costs all of it."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gossamer.cli.drafts import check_file
 from gossamer.cli.errors import CommandError
 from gossamer.cli.stores import open_store
 
@@ -57,7 +57,7 @@ class Destination:
         """
         self.base = base
         if self.out is not None:
-            _check_file(self.out)
+            check_file(self.out, remedy="Give another --out.")
         if self.push is None:
             return
         if self.url is not None:
@@ -170,17 +170,3 @@ class Destination:
                 f"and {base.name} is {base.fingerprint[:16]}….",
                 "Train on the server's base with --base.",
             )
-
-
-def _check_file(file: Path) -> None:
-    if file.exists():
-        raise CommandError(
-            f"{file} is there already.", "A file is not replaced unasked.", "Give another --out."
-        )
-    folder = file.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise CommandError(
-            f"{file} cannot be written.",
-            f"{folder} is {'not writable' if folder.is_dir() else 'no folder'}.",
-            "Give another --out.",
-        )

@@ -12,8 +12,10 @@ from gossamer.api.context import context_of
 from gossamer.api.documented import errors
 from gossamer.api.download import FileReply
 from gossamer.api.errors import model_not_found
+from gossamer.api.imports import is_foreign, upload_files
 from gossamer.api.model_string import parse_ref
 from gossamer.api.schemas.adapters import (
+    MOST_FILES,
     UPLOAD_BODY,
     AdapterDetails,
     AdapterList,
@@ -27,14 +29,19 @@ from gossamer.api.schemas.adapters import (
 )
 from gossamer.api.schemas.replies import Deleted
 from gossamer.api.services import Services, ServicesOf
+from gossamer.api.spools import Spools
 from gossamer.api.strict import StrictRoute
-from gossamer.api.upload import Form, FormField, read_boolean, receive_upload
+from gossamer.api.upload import Form, FormField, Received, read_boolean, receive_upload
 from gossamer.store.catalog.names import Ref
+from gossamer.store.catalog.views import VersionInfo
+from gossamer.store.errors import AdapterFileError
 
 router = APIRouter(tags=["adapters"], route_class=StrictRoute)
 
 _FORM = Form(
-    {"name": FormField(), "activate": FormField(read_boolean("activate"), default="true")}, raw=True
+    {"name": FormField(), "activate": FormField(read_boolean("activate"), default="true")},
+    raw=True,
+    most_files=MOST_FILES,
 )
 
 
@@ -45,23 +52,39 @@ _FORM = Form(
     openapi_extra=UPLOAD_BODY,
 )
 async def upload_adapter(request: Request, services: ServicesOf) -> UploadedVersion:
-    """Upload an adapter file as a new version of a name.
+    """Upload an adapter as a new version of a name: a packed file, or the files of another library.
 
-    A file that says the same as the current or the newest version makes no new version.
+    A packed file is stored byte for byte. What says the same as the current or the newest version
+    makes no new version.
     """
     tenant = context_of(request.scope).tenant
     limits, workers = services.settings.limits, services.workers
     with services.admission.upload(tenant):
-        spool = await workers.file(services.catalog.spool)
+        spools = Spools(services.catalog.spool)
         try:
-            received = await receive_upload(request, _FORM, spool, workers, limits.form_fields)
-            name, activate = received.values["name"], received.values["activate"]
-            version = await workers.file(
-                services.catalog.upload, tenant, name, spool, activate=activate
-            )
+            received = await receive_upload(request, _FORM, spools, workers, limits.form_fields)
+            version = await _keep(tenant, received, spools, services)
         finally:
-            await workers.file(spool.discard)
+            await workers.file(spools.discard)
     return uploaded_version(version, services.engine.resident())
+
+
+async def _keep(tenant: str, received: Received, spools: Spools, services: Services) -> VersionInfo:
+    """Store a packed file as it is; what is another library's is converted."""
+    catalog, workers = services.catalog, services.workers
+    name, activate = received.values["name"], received.values["activate"]
+    files = {filename or "": spools[i] for i, filename in enumerate(received.filenames)}
+    if len(files) == 1:
+        try:
+            return await workers.file(catalog.upload, tenant, name, spools[0], activate=activate)
+        except AdapterFileError as error:
+            foreign = error.code == "unsupported_file" and await workers.file(is_foreign, files)
+            if not foreign:
+                raise
+    limits = services.settings.limits.of_store().file
+    return await workers.conversion(
+        upload_files, catalog, services.named, limits, tenant, name, files, activate=activate
+    )
 
 
 @router.get("/v1/adapters", responses=errors())

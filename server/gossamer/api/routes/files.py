@@ -15,6 +15,7 @@ from gossamer.api.schemas.files import UPLOAD_BODY, FileList, FileObject, FilesQ
 from gossamer.api.schemas.pages import page_of
 from gossamer.api.schemas.replies import Deleted
 from gossamer.api.services import ServicesOf
+from gossamer.api.spools import Spools
 from gossamer.api.upload import Form, FormField, receive_upload
 from gossamer.store.catalog.errors import FileNotFound
 from gossamer.store.catalog.views import Purpose
@@ -44,17 +45,17 @@ async def upload_file(request: Request, services: ServicesOf) -> FileObject:
     tenant = context_of(request.scope).tenant
     limits, workers = services.settings.limits, services.workers
     with services.admission.upload(tenant):
-        spool = await workers.file(services.files.spool)
+        spools = Spools(services.files.spool)
         try:
-            received = await receive_upload(request, _FORM, spool, workers, limits.form_fields)
-            if not spool.size:
+            received = await receive_upload(request, _FORM, spools, workers, limits.form_fields)
+            if not spools[0].size:
                 raise invalid("file", "The file is empty.")
-            name = received.filename or _NAMELESS
+            name = received.filenames[0] or _NAMELESS
             file = await workers.file(
-                services.files.upload, tenant, name, received.values["purpose"], spool
+                services.files.upload, tenant, name, received.values["purpose"], spools[0]
             )
         finally:
-            await workers.file(spool.discard)
+            await workers.file(spools.discard)
     return file_object(file)
 
 

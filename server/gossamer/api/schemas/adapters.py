@@ -19,6 +19,16 @@ _FIELDS = {
         "description": "Whether the bare name means this version from now on (default true).",
     },
 }
+#: of one upload; no format has more
+MOST_FILES = 8
+_FILE = {"type": "string", "format": "binary", "description": "A packed adapter."}
+_FILES = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MOST_FILES,
+    "items": {"type": "string", "format": "binary"},
+    "description": "The files of an adapter of another library, each with its filename.",
+}
 #: OpenAPI of the upload: FastAPI cannot tell, because the body is read as it comes.
 UPLOAD_BODY: dict[str, Any] = {
     "parameters": [
@@ -31,9 +41,10 @@ UPLOAD_BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["name", "file"],
+                    "required": ["name"],
+                    "anyOf": [{"required": ["file"]}, {"required": ["files"]}],
                     "additionalProperties": False,
-                    "properties": _FIELDS | {"file": {"type": "string", "format": "binary"}},
+                    "properties": _FIELDS | {"file": _FILE, "files": _FILES},
                 }
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
