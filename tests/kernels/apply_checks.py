@@ -129,8 +129,18 @@ def check_independent(make: MakePiece, shape: tuple[int, int]) -> None:
         assert same_bits(alone, together[rows])
 
 
-def check_independent_on(make: MakePiece, device: str, dtype: torch.dtype) -> None:
-    """The same for the Triton kernels, whose chunks are of other widths."""
+def check_independent_on(
+    make: MakePiece, device: str, dtype: torch.dtype, *, to_the_bit: bool = True
+) -> None:
+    """The same for the Triton kernels, whose chunks are of other widths.
+
+    Not `to_the_bit`: equal but for the order of a sum. Triton's interpreter makes `tl.dot` of
+    numpy's product, whose rows depend on how many there are, on some processors (AMD's Zen).
+    """
+
+    def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
+        return same_bits(left, right) if to_the_bit else torch.allclose(left, right, 1e-5, 1e-6)
+
     g = generator(7)
     shape = (34, 40)
     residents = [[make(shape[0], shape[1], g, 0, 0)] for _ in range(4)]
@@ -144,13 +154,13 @@ def check_independent_on(make: MakePiece, device: str, dtype: torch.dtype) -> No
     for chunk_rows in (1, 2, 7):
         again = y.clone()
         apply(again, x, deltas, plan_of(row_slots, chunk_rows).to(device), weights, "triton")
-        assert same_bits(again, together), chunk_rows
+        assert agree(again, together), chunk_rows
     order = torch.randperm(27, generator=g).tolist()
     for rows in (order[:1], order[1:3], order[3:12]):
         alone = y[rows].clone()
         plan = plan_of([row_slots[r] for r in rows]).to(device)
         apply(alone, x[rows], deltas, plan, weights[rows], "triton")
-        assert same_bits(alone, together[rows])
+        assert agree(alone, together[rows])
 
 
 def check_masked(
