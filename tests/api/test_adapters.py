@@ -203,8 +203,11 @@ def test_a_bad_file_is_a_422_that_names_the_reason(api: Running, tenant: str) ->
 def test_an_adapter_that_makes_nan_fails_alone(
     api: Running, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even a file's largest values overflow this model, so this one is damaged on its way."""
-    wild = api.upload("wild", 17, tenant)["digest"]
+    """Not even a file's largest values overflow this model, so this one is damaged on its way.
+
+    It stays in the engine's memory: nobody else may upload what has its digest.
+    """
+    wild = api.upload("wild", 66_217, tenant)["digest"]
     api.upload("tame", 18, tenant)
     expected = text_of(api, "tame", tenant)
     residency: Any = api.services.engine._loop._residency
