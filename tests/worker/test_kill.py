@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from gossamer.store.catalog.errors import RegistryBusy
 from tests.worker.support import TENANT, Plant, end, planted
 
 # So many steps that none has ended when a worker is killed: it is heard of every third of a second.
@@ -28,6 +30,19 @@ def undisturbed(plant: Plant, method: str) -> str | None:
     job = plant.submit(method, settings=SETTINGS, suffix="undisturbed")
     plant.work()
     return plant.get(job).digest
+
+
+def stop(worker: subprocess.Popen[bytes], plant: Plant) -> None:
+    """Where it holds no lock of SQLite: then nobody could write, whoever has the job."""
+    for _ in range(10):
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            with plant.store.registry.write():
+                return
+        except RegistryBusy:
+            worker.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+    pytest.fail("it holds the registry's lock whenever it is looked at")
 
 
 @pytest.mark.parametrize("method", ["sparta", "lota"])
@@ -55,7 +70,7 @@ def test_a_zombie_changes_nothing(plant: Plant) -> None:
     zombie = plant.process(lease_s=1.0)
     try:
         plant.wait(job, lambda now: (now.step or 0) >= 3)
-        zombie.send_signal(signal.SIGSTOP)
+        stop(zombie, plant)
         other = plant.process(lease_s=1.0)
         plant.wait(job, lambda now: now.attempt == 2 and (now.step or 0) >= 5)
         zombie.send_signal(signal.SIGCONT)
