@@ -13,7 +13,7 @@ import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
 
 from gossamer.api.errors import ApiError
-from gossamer.api.routes.compatibility import LoadedNames
+from gossamer.api.loaded_names import LoadedNames
 from tests.api.running import Running
 
 PROMPT = "A sparse adapter changes"
@@ -191,18 +191,71 @@ def test_a_stored_adapter_goes_before_a_name_and_a_ring_of_names_ends(
     api: Running, http: httpx.Client
 ) -> None:
     one, two = unique(), unique()
+    stored = api.services.catalog
     api.upload(one, 16)
     load(http, two, one)
-    api.upload(two, 17)
-    assert said(complete(http, two)) == said(complete(http, f"{two}:1"))
+    stored.upload("default", two, [api.make_file(17)])  # as a job does: the server is not told
     assert http.delete(f"/v1/adapters/{one}").status_code == 200
     load(http, one, two)
     assert said(complete(http, one)) == said(complete(http, f"{two}:1"))
     # now each of the two names means the other one
-    assert http.delete(f"/v1/adapters/{two}").status_code == 200
+    stored.delete("default", two)
     for model in (one, two, f"{one}+{two}"):
         assert refusal(complete(http, model)) == (404, "model")
     assert len(api.services.catalog._holds) == 0
+
+
+@pytest.mark.parametrize("how", ["uploaded", "asked for", "in a mix", "listed", "shown"])
+def test_a_name_does_not_come_back_when_the_adapter_before_it_goes(
+    api: Running, http: httpx.Client, how: str
+) -> None:
+    name = unique()
+    load(http, name, "sql")
+    if how == "uploaded":
+        api.upload(name, 18)
+    else:
+        api.services.catalog.upload("default", name, [api.make_file(18)])
+    if how == "asked for":
+        assert said(complete(http, name)) == said(complete(http, f"{name}:1"))
+    elif how == "in a mix":
+        assert said(complete(http, f"{name}*0.5+math*0.5"))
+    elif how == "listed":
+        assert [one["root"] for one in models(http) if one["id"] == name] == [
+            api.services.base.name
+        ]
+    elif how == "shown":
+        assert http.get(f"/v1/models/{name}").json()["root"] == api.services.base.name
+    api.services.catalog.delete("default", name)
+    assert refusal(complete(http, name)) == (404, "model")
+
+
+def models(http: httpx.Client) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = http.get("/v1/models").json()["data"]
+    return listed
+
+
+def test_loaded_names_are_listed_as_vllm_lists_them(api: Running, http: httpx.Client) -> None:
+    name, lost, stored = unique(), unique(), unique()
+    api.upload(stored, 19)
+    load(http, name, "sql:1")
+    load(http, lost, stored)
+    before = {one["id"]: one for one in models(http)}
+    assert (before[name]["parent"], before[name]["root"]) == ("base", "sql:1")
+    assert (before["sql"]["parent"], before["sql"]["root"]) == ("base", before["base"]["root"])
+    assert before[name]["max_model_len"] == before["base"]["max_model_len"]
+    assert http.get(f"/v1/models/{name}").json() == before[name]
+    http.delete(f"/v1/adapters/{stored}")
+    load(http, stored, "math")  # a name stands for a stored adapter, for no other name
+    assert (
+        refusal(complete(http, lost)) == refusal(http.get(f"/v1/models/{lost}")) == (404, "model")
+    )
+    assert lost not in {one["id"] for one in models(http)}
+    with api.http(api.new_key(unique())) as other:
+        assert [one["id"] for one in models(other)] == ["base"]
+        assert other.get(f"/v1/models/{name}").status_code == 404
+    for loaded in (name, lost, stored):
+        unload(http, loaded)
+    assert not {name, lost, stored} & {one["id"] for one in models(http)}
 
 
 def test_names_are_each_tenants_own(api: Running, http: httpx.Client) -> None:

@@ -25,6 +25,8 @@ NOT_FOR_REQUESTS = {
     catalog.AlreadyOwned,
     catalog.BlobCorrupt,
     catalog.BlobMissing,
+    catalog.BlobMoving,
+    catalog.BlobsNotOurs,
     catalog.BlobsUrlInvalid,
     catalog.KeyNotFound,
     catalog.KeySecretUnsafe,

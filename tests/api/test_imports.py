@@ -6,7 +6,7 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import httpx
 import numpy as np
 import pytest
 
+from gossamer.api import imports
+from gossamer.api.routes import adapters
 from gossamer.store.exchange import packing
 from tests.api.foreign import PROMPT, TOKENS, Foreign, greedy, shira, sparta
 from tests.api.running import Running, running
 from tests.api.sockets import connected, head
+from tests.api.test_gone import wait_for
 from tests.exchange.support import USES_PEFT, load, tensor_file
 
 pytestmark = USES_PEFT
@@ -144,6 +147,27 @@ def test_one_file_can_be_a_whole_adapter(api: Running, key: str, sparta_files: F
         assert http.get("/v1/adapters/packed/content").content == data
 
 
+def test_a_second_name_of_a_tied_parameter_may_be_listed(
+    tiny_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As other writers list the output projection, which is the embedding here."""
+    with running(tiny_dir("llama", tied=True), tmp_path) as server:
+        name, head = "model.layers.0.self_attn.q_proj.weight", "lm_head.weight"
+        key = server.new_key("tied")
+        for count in (0, 1):
+            tensors = {
+                f"indices.{name}": np.array([[1, 2]], "<i4"),
+                f"deltas.{name}": np.ones(1, "<f4"),
+                f"indices.{head}": np.zeros((count, 2), "<i4"),
+                f"deltas.{head}": np.ones(count, "<f4"),
+            }
+            reply = post(server, key, {DELTAS: tensor_file(tensors)})
+            if count:
+                refused(reply, 422, "unsupported_module", head)
+            else:
+                assert (reply.status_code, reply.json()["nnz"]) == (201, 1), reply.text
+
+
 def test_half_of_an_adapter_is_refused(api: Running, key: str, shira_files: Foreign) -> None:
     code = "unsupported_file"
     weights, config = shira_files.files(WEIGHTS), shira_files.files(CONFIG)
@@ -250,11 +274,11 @@ def test_hostile_files_get_their_4xx(api: Running, key: str) -> None:
 def test_files_that_expand_are_refused_before_they_are_read(
     api: Running, key: str, shira_files: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions of one byte become eight."""
+    """Positions of one byte become eight, and are sorted."""
     small = api.services.settings.limits.of_store().file
-    monkeypatch.setattr(packing, "_DECODED_BYTES", small.max_decoded_bytes)
+    monkeypatch.setattr(packing, "_ITEM_BYTES", small.max_decoded_bytes)
     reply = post(api, key, shira_files.files(CONFIG, WEIGHTS))
-    refused(reply, 413, "adapter_too_large", "decoded")
+    refused(reply, 413, "adapter_too_large", "bytes of memory")
 
 
 def test_a_header_is_bounded(api: Running, key: str, shira_files: Foreign) -> None:
@@ -341,6 +365,56 @@ def test_two_at_once_take_turns(
     assert len({reply.json()["digest"] for reply in replies}) == 1
     assert spooled(api) == []
     assert not api.services.admission._uploads
+
+
+def test_who_has_gone_before_his_turn_is_not_converted(
+    api: Running, key: str, shira_files: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    converted: list[str] = []
+    upload = imports.upload_files
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        converted.append(args[4])
+        begun.set()
+        assert may_end.wait(60)
+        return upload(*args, **kwargs)
+
+    monkeypatch.setattr(adapters, "upload_files", slowly)
+    files = list(shira_files.files(CONFIG, WEIGHTS).items())
+    request = httpx.Client().build_request(
+        "POST",
+        f"{api.url}/v1/adapters",
+        data={"name": "gone"},
+        files=[("files", file) for file in files],
+    )
+    body = request.read()
+    kind = request.headers["content-type"]
+
+    def send() -> None:
+        parts = [("files", file) for file in files]
+        with api.http(key) as http:
+            http.post("/v1/adapters", data={"name": "stays"}, files=parts)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        with connected(api.url) as connection:
+            length = len(body)
+            connection.sendall(
+                head("POST", "/v1/adapters", key, content_type=kind, content_length=length) + body
+            )
+            wait_for(lambda: len(spooled(api)) == 2 * len(files))
+            time.sleep(0.2)  # for it to come to the end of its body
+    finally:
+        may_end.set()
+        thread.join()
+    wait_for(lambda: not api.services.admission._uploads)
+    assert converted == ["stays"]
+    assert spooled(api) == []
+    with api.http(key) as http:
+        assert [one["id"] for one in http.get("/v1/adapters").json()["data"]] == ["stays"]
 
 
 def test_a_client_that_hangs_up_amid_a_file_leaves_nothing(api: Running, key: str) -> None:

@@ -244,6 +244,7 @@ def _programs() -> Iterator[Attack]:
         "the end of a mark that is none": (b"\x80\x02]e.", INVALID),
         "a list for a key": (b"\x80\x02}]Ns.", INVALID),
         "a tuple for a key": (b"\x80\x02})Ns.", INVALID),
+        "an integer of 33 bits for a key": (b"\x80\x02}" + number(2**31) + b"Ns.", INVALID),
         "a float for a key": (b"\x80\x02}G" + bytes(8) + b"Ns.", INVALID),
         "a symbol": (b"\x80\x02" + FLOATS + b".", INVALID),
         "a symbol in a list": (b"\x80\x02]" + FLOATS + b"a.", INVALID),
@@ -295,6 +296,9 @@ def _bombs() -> Iterator[Attack]:
     yield Attack(
         "bomb: a billion laughs, and a symbol", archive(doubling + FLOATS + b"a."), INVALID
     )
+    named = b"cnumpy\ndtype\nh" + bytes([200]) + b"\x85R."
+    yield Attack("bomb: a billion laughs for a dtype", archive(doubling + named), INVALID)
+    yield from _slow()
     million = text("x" * 1_000_000) + b"q\1"
     encode = b"c_codecs\nencode\nq\2h\1" + text("latin1") + b"\x86q\3R"
     copies = b"\x80\x02]q\0(" + million + encode + b"h\2h\3R" * 5000 + b"e."
@@ -303,6 +307,21 @@ def _bombs() -> Iterator[Attack]:
     views = b"\x80\x02](" + strided * 500 + b"e."
     data = archive(views, {"0": bytes(1_000_000)})
     yield Attack("bomb: a storage turned five hundred times", data, TOO_LARGE)
+
+
+def _slow() -> Iterator[Attack]:
+    """What takes the square of its length, where it is done as it is said."""
+    one_hash = b"".join(
+        b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"N" for n in range(100_000)
+    )
+    yield Attack("bomb: keys of one hash", archive(b"\x80\x02}(" + one_hash + b"u."), INVALID)
+    # A dtype that is remembered under 100,000 numbers, and built 30,000 times.
+    begun = b"\x80\x02cnumpy\ndtype\n" + text("f4") + b"\x85R"
+    remembered = b"".join(b"r" + struct.pack("<I", n) for n in range(100_000))
+    order = b"K\3" + text("<")
+    again = (b"h\0" + order) * 30_000
+    program = begun + remembered + again + b"N" + b"\x87b" * 30_000 + b"."
+    yield Attack("bomb: a dtype built many times", archive(program), INVALID)
 
 
 def _tensors() -> Iterator[Attack]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from gossamer.base.errors import (
     UnpinnedBaseError,
     UnsupportedBaseError,
 )
-from gossamer.base.fetch import Stage
+from gossamer.base.fetch import Stage, sha256_of
 from gossamer.base.fingerprint import fingerprint
 from gossamer.base.hub import named
 from gossamer.base.load import BaseFiles, load_model, load_tokenizer
@@ -284,6 +286,19 @@ def test_a_hub_that_fails_or_is_none_or_is_away(hub: HubServer, data: Path) -> N
     assert published(data) == []
 
 
+@pytest.mark.parametrize("secret", ["name:sEcReT", "name:sEcR@sEcReT"])
+def test_an_error_that_quotes_the_endpoint_keeps_its_password(
+    data: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnavailableError) as offline:
+        open_base(
+            f"someone/some-model@{'0' * 40}", data, hub_url=f"http://{secret}@hub.example:9/base"
+        )
+    assert "http://hub.example:9/" in offline.value.why
+    assert "sEcR" not in str(offline.value)
+
+
 def test_a_model_that_does_not_fit_on_the_disk(hub: HubServer, data: Path) -> None:
     hub.sizes["model.safetensors"] = 1 << 60
     with pytest.raises(NoRoomError) as refused:
@@ -332,6 +347,40 @@ def test_an_interrupt_leaves_nothing_half_made(hub: HubServer, data: Path) -> No
         opened(hub, data, progress=interrupted)
     assert published(data) == []
     assert opened(hub, data).name == "some-model"
+    assert hub.fetched.count("model.safetensors") == 1
+    assert not (data / "bases" / ".downloads" / FOLDER).exists()
+
+
+def test_it_is_published_where_the_file_system_has_no_hard_links(
+    hub: HubServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    base = opened(hub, data)
+    assert base.fingerprint == fingerprint(load_model(base)) == fingerprint(tiny_model("llama"))
+
+
+def test_what_was_kept_is_read_once_to_be_checked(
+    hub: HubServer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del hub.files["tokenizer.json"]
+    hub.files["tokenizer.model"] = b"kept"  # of these the Hub has the sha256
+    hub.sent["model.safetensors"] = b"x" * len(hub.files["model.safetensors"])
+    with pytest.raises(ChecksumMismatchError):
+        opened(hub, data)
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("gossamer.base.hub.sha256_of", counted)
+    with pytest.raises(ChecksumMismatchError):
+        opened(hub, data)
+    assert hub.fetched.count("tokenizer.model") == 1
+    assert read == ["tokenizer.model", "model.safetensors"]
 
 
 def test_an_error_says_what_why_and_what_to_do() -> None:

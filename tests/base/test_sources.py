@@ -216,6 +216,16 @@ def test_an_unknown_spec_lists_what_there_is(data: Path) -> None:
     assert not data.exists()
 
 
+def test_a_file_that_is_no_base_is_not_looked_for_on_the_hub(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "llama.bin").write_bytes(b"weights")
+    with pytest.raises(UnknownBaseError, match="no base model 'models/llama"):
+        open_base("models/llama.bin", data, hub_url=NOWHERE)
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json"], ids=lambda name: name
 )

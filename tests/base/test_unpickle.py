@@ -19,7 +19,16 @@ from gossamer.base import unpickle as room
 from gossamer.base.unpickle import unpickle
 from gossamer.store.errors import AdapterFileError
 from gossamer.store.exchange.pickles import PickledSparse, PickledTensor
-from tests.base.pickle_attacks import CANARY, Attack, archive, attacks, numbers, storage, tensor
+from tests.base.pickle_attacks import (
+    CANARY,
+    Attack,
+    archive,
+    attacks,
+    numbers,
+    storage,
+    tensor,
+    text,
+)
 
 CORPUS = list(attacks())
 #: torch's dtypes and the names that tensors have here.
@@ -138,6 +147,16 @@ def test_the_programs_of_the_corpus_work_where_they_are_right(tmp_path: Path) ->
     path.write_bytes(archive(b"\x80\x02" + numbers(1, -2, 3) + b"."))
     assert unpickle(path) == (1, -2, 3)
     assert storage(4) in tensor(0, (4,), (1,))
+
+
+def test_a_number_of_the_memory_is_the_last_ones(tmp_path: Path) -> None:
+    """Not that of the dtype, which is built only after it."""
+    path = tmp_path / "a.pt"
+    begun = b"cnumpy\ndtype\n" + text("u1") + b"\x85Rq\5"
+    dtype = begun + b"K\3q\5" + text("<") + b"\x86b"
+    one = b"cnumpy.core.multiarray\nscalar\n" + dtype + b"C\1\x2a\x86R"
+    path.write_bytes(archive(b"\x80\x02]" + one + b"ah\5a."))
+    assert unpickle(path) == [42, 3]
 
 
 def test_names_in_the_corpus_are_unique() -> None:

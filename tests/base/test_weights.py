@@ -107,6 +107,18 @@ def test_what_is_tied_by_the_configuration_only_is_two_parameters(tmp_path: Path
     assert_reads(weights, load_model(files(path)))
 
 
+@pytest.mark.parametrize("kind", ["own", "tied", "tied by the configuration only"])
+def test_a_loaded_model_has_the_names_that_its_files_have(kind: str, tmp_path: Path) -> None:
+    path = save_tiny(tiny_model("llama", tied=kind != "own"), tmp_path)
+    if kind.startswith("tied by"):
+        tensors = load_file(path / "model.safetensors")
+        more = {**tensors, HEAD: tensors[EMBEDDING] + 1}
+        save_file(more, path / "model.safetensors", {"format": "pt"})
+    stored = StoredWeights.of(files(path)).names
+    assert BaseNames.of_model(files(path), load_model(files(path))) == stored
+    assert stored.aliases == ({HEAD: EMBEDDING} if kind == "tied" else {})
+
+
 def test_names_without_the_prefix_are_found(tmp_path: Path) -> None:
     path = save_tiny(tiny_model("llama", tied=True), tmp_path / "whole")
     bare = AutoModel.from_pretrained(path, local_files_only=True)
@@ -154,6 +166,7 @@ def test_names_alone_know_no_values(tiny_dir: TinyDir) -> None:
     assert (names.name, names.fingerprint, names.folder) == ("tiny", PRINT, None)
     assert names.table == whole.table
     assert names.parameters == whole.parameters
+    assert names.aliases == whole.aliases == {HEAD: EMBEDDING}
     with pytest.raises(AdapterFileError, match="not at hand") as refused:
         names.read("model.norm.weight")
     assert refused.value.code == "unsupported_module"

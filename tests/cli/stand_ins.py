@@ -9,9 +9,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """What such a server says to a GET; it logs nothing."""
+    """What such a server says to a GET or a POST; it logs nothing."""
 
     def do_GET(self) -> None:
+        self.reply()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
         self.reply()
 
     def reply(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import Result
 
+from gossamer.cli.errors import CommandError
 from gossamer.store.format import digest, read
 from tests.api.foreign import Foreign, shira, sparta
 from tests.cli.running import Live, assert_three_lines, run, run_json
+from tests.cli.stand_ins import StandIn, standing_in
 from tests.exchange.support import USES_PEFT, assert_same_logits, load
 
 pytestmark = USES_PEFT
@@ -133,6 +136,50 @@ def test_an_import_can_be_pushed_at_once(
     assert_three_lines(run(*command, "--url", "http://127.0.0.1:1"), "gossamer up")
 
 
+def test_a_push_that_will_be_refused_is_told_before_the_conversion(
+    live: Live,
+    theirs: Foreign,
+    base: Path,
+    tmp_path: Path,
+    tiny_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was converted")
+
+    monkeypatch.setattr("gossamer.store.exchange.packing.pack", never)
+    out, there = tmp_path / "out", ("--data-dir", tmp_path / "data")
+
+    def pushed(name: str, *options: str | Path, model: Path = base) -> Result:
+        import_ = ("adapters", "import", theirs.folder, "--push", name, "--out", out)
+        return run(*import_, "--base", model, *there, *options, env=live.env)
+
+    assert_three_lines(pushed("x", "--url", "http://127.0.0.1:1"), "gossamer up")
+    assert_three_lines(pushed("x", "--key", "sk-wrong"), "401", "GOSSAMER_API_KEY")
+    assert_three_lines(pushed("Not A Name"), "The name cannot be used")
+    assert_three_lines(pushed("base"), "The name cannot be used")
+    other = tiny_dir("llama", seed=5)
+    assert_three_lines(pushed("x", model=other), "runs another base", "--base")
+    assert not out.exists()
+
+
+def test_a_push_that_fails_tells_of_the_file(
+    live: Live, theirs: Foreign, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CommandError("The server refused it (507).", "No space.", "Make room.")
+
+    out = tmp_path / "a.safetensors"
+    command: list[str | Path] = ["adapters", "import", theirs.folder, "--push", "late"]
+    command += ["--base", base, "--data-dir", tmp_path / "data"]
+    monkeypatch.setattr("gossamer.cli.adapters.push_file", refuse)
+    assert_three_lines(run(*command, env=live.env), "No space.", "Make room.")
+    result = run(*command, "--out", out, env=live.env)
+    assert_three_lines(result, "507", "No space. Make room.", f"{out} is there")
+    assert f"gossamer adapters push late {out}" in result.stderr
+    assert read(out).deltas
+
+
 @pytest.mark.parametrize("form", ["peft-shira", "peft-sparta"])
 def test_a_folder_is_pushed_as_it_is(
     live: Live, theirs: Foreign, base: Path, tmp_path: Path, form: str
@@ -145,6 +192,50 @@ def test_a_folder_is_pushed_as_it_is(
     assert kept["current"] is False
     for name in (form, f"folder-{form}"):
         run_json("adapters", "rm", name, env=live.env)
+
+
+def test_a_file_that_is_a_whole_adapter_is_pushed_as_it_is(
+    live: Live, base: Path, tmp_path: Path
+) -> None:
+    file = sparta(base, tmp_path / "made").folder / "sparse_deltas.safetensors"
+    version = run_json("adapters", "push", "one-file", file, env=live.env)
+    assert version["record"]["imported"]["format"] == "peft-sparta"
+    packed = tmp_path / file.name
+    packed.write_bytes(live.make_file(70))
+    version = run_json("adapters", "push", "one-file", packed, env=live.env)
+    assert version["record"] == {"seed": 70}
+    run_json("adapters", "rm", "one-file", env=live.env)
+
+
+@pytest.mark.parametrize("beside", ["head_init.pt", "new_embeddings_init.safetensors"])
+def test_a_folder_that_would_lose_a_part_is_not_pushed(
+    live: Live, base: Path, here: list[str | Path], tmp_path: Path, beside: str
+) -> None:
+    """What `import` refuses is not left out."""
+    folder = sparta(base, tmp_path / "made").folder
+    (folder / beside).write_bytes(b"x")
+    assert_three_lines(run("adapters", "push", "half", folder, env=live.env), beside)
+    assert_three_lines(run("adapters", "show", "half", env=live.env), "half")  # there is none
+    out = tmp_path / "a.safetensors"
+    assert_three_lines(run("adapters", "import", folder, "--out", out, *here), beside)
+
+
+def test_a_conversion_may_take_longer_than_a_server_is_silent(
+    theirs: Foreign, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"bytes": 1, "nnz": 1, "density": 0.1, "digest": "sha256:0", "warnings": []}
+
+    class Slow(StandIn):
+        def reply(self) -> None:
+            time.sleep(1)
+            self.answer(json.dumps({"id": "x:1", **figures}).encode(), 201)
+
+    monkeypatch.setattr("gossamer.cli.remote._SILENCE", 0.3)
+    with standing_in(Slow) as url:
+        pushed = ("adapters", "push", "x")
+        assert run_json(*pushed, theirs.folder, "--url", url)["id"] == "x:1"
+        file = live.adapter(tmp_path, 71)
+        assert_three_lines(run(*pushed, file, "--url", url), "did not answer")
 
 
 def test_folders_that_cannot_be_pushed(live: Live, theirs: Foreign, tmp_path: Path) -> None:
@@ -188,7 +279,11 @@ def _entries(file: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def test_an_adapter_of_a_server_is_exported(
-    live: Live, base: Path, here: list[str | Path], tmp_path: Path
+    live: Live,
+    base: Path,
+    here: list[str | Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = live.adapter(tmp_path, 62)
     run_json("adapters", "push", "outward", file, env=live.env)
@@ -199,6 +294,10 @@ def test_an_adapter_of_a_server_is_exported(
     assert result.exit_code == 0, result.output
     model = PeftModel.from_pretrained(load(base), out).eval()
     assert_same_logits(model, base, read(file).deltas)
+    monkeypatch.chdir(tmp_path)
+    Path("outward").mkdir()  # a folder that is called as the adapter is
+    again = ("adapters", "export", "outward", "--to", "peft-shira", "--out", tmp_path / "again")
+    assert run(*again, *here, env=live.env).exit_code == 0
     missing = run(*command[:2], "nobody", *command[3:-1], tmp_path / "new", *here, env=live.env)
     assert_three_lines(missing, "nobody")
     assert not (tmp_path / "new").exists()
@@ -300,9 +399,14 @@ def test_exports_that_cannot_be(
         return run("adapters", "export", *arguments, "--out", out, *base)
 
     assert "peft-shira" in result(file, "--to", "nonsense").stderr
-    for more in (["--coding", "raw"], ["--force"], ["--shard-size", "huge"]):
-        assert result(file, "--to", "peft-shira", *more).exit_code == 2
-    assert result(file, "--to", "packed", "--values", "F16").exit_code == 2
+    for more in (["--coding", "raw"], ["--force"], ["--shard-size", "1GiB"]):
+        refused = result(file, "--to", "peft-shira", *more)
+        assert (refused.exit_code, more[0] in refused.stderr) == (2, True)
+    assert result(file, "--to", "merged", "--shard-size", "huge").exit_code == 2
+    packed = ["--values", "F16"], ["--shard-size", "1GiB"], here[:2], here[2:]
+    for option, value in packed:
+        refused = result(file, "--to", "packed", option, value, base=[])
+        assert (refused.exit_code, str(option) in refused.stderr) == (2, True)
     assert_three_lines(result("./gone.safetensors", "--to", "peft-shira"), "no such file")
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"junk" * 100)

@@ -123,6 +123,21 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
     assert "--port 0" in result.stderr
 
 
+@pytest.mark.usefixtures("logging_restored")
+def test_a_blob_store_that_is_another_servers(
+    tiny_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "owner").write_text("f" * 32)
+    arguments = up(tiny_dir("llama"), tmp_path / "data")[1:]
+    result = run(*arguments, env={"GOSSAMER_BLOBS_URL": (tmp_path / "blobs").as_uri()})
+    assert (result.exit_code, result.stdout) == (1, "")
+    what, why, remedy = result.stderr.splitlines()[-3:]
+    assert what == "Error: The blob store is not the one of this registry."
+    assert "f" * 32 in why
+    assert "GOSSAMER_BLOBS_URL" in remedy
+
+
 def test_a_blob_store_that_cannot_be_used_is_told_before_the_base_is_fetched(
     tmp_path: Path,
 ) -> None:

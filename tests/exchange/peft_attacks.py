@@ -305,6 +305,9 @@ def of_shira() -> Iterator[Attack]:
     other[SHIRA.key(".shira_weight")] = np.ones(26, "<f4")
     other[SHIRA.key(".shira_indices")] = np.zeros((2, 26), "<i4")
     yield Attack("shira: a weight of another shape", SHIRA.files(other), MISMATCH, NAME)
+    yield Attack(
+        "shira: more than all", SHIRA.files(_more_than_all(SHIRA, 132), r=6), INVALID, NAME
+    )
     turned = SHIRA.files(fan_in_fan_out=True)
     yield Attack("shira: fan_in_fan_out", turned, MODULE, "fan_in_fan_out")
 
@@ -336,8 +339,16 @@ def of_supertuning() -> Iterator[Attack]:
     yield Attack("supertuning: a LoRA's tensor", files, MODULE, "supertuning_lora_A")
 
 
+def _more_than_all(method: Method, count: int) -> dict[str, Any]:
+    """More entries than the weight has elements, so that some are added up."""
+    where = np.arange(count, dtype="<i4") % math.prod(SHAPE)
+    values = np.ones(count, "<f4")
+    return {method.key(method.indices): method.positions(where), method.key(method.values): values}
+
+
 def of_sft() -> Iterator[Attack]:
     """What only SFT can get wrong."""
+    yield Attack("sft: more than all", SFT.files(_more_than_all(SFT, 121)), INVALID, "121 entries")
     module = NAME.removesuffix(".weight")
     for label, declared, named in (
         ("a list", [22], "num_deltas"),

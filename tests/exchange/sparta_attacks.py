@@ -98,6 +98,9 @@ def bad_entries() -> Iterator[Attack]:
 
 def bad_arrays() -> Iterator[Attack]:
     there = coordinates()
+    every = np.stack(np.divmod(np.arange(121) % 120, 10), axis=1).astype("<i4")
+    more = files(good() | pair(NAME, every, np.ones(121, "<f4")))
+    yield Attack("arrays: more than all", more, INVALID, "121 entries")
     for label, indices, named in (
         ("one fewer", there[1:].copy(), NAME),
         ("turned", there.T.copy(), NAME),

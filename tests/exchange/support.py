@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gossamer.base.patch_map import adapter_table
+from gossamer.base.load import BaseFiles
+from gossamer.base.weights import BaseNames
 from gossamer.store.delta import Delta, DeltaSet, ValueDtype
 from gossamer.store.errors import AdapterFileError, RefusalCode
 from gossamer.store.exchange.base import BaseWeights
@@ -47,13 +48,14 @@ class TinyBase:
     table: Mapping[str, tuple[int, int]]
     parameters: Mapping[str, tuple[int, ...]]
     folder: Path | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, folder: Path) -> TinyBase:
         """Of a Hugging Face directory."""
         model = load(folder)
-        shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        return cls("tiny", FINGERPRINT, adapter_table(model), shapes, folder)
+        names = BaseNames.of_model(BaseFiles("tiny", folder, FINGERPRINT), model)
+        return cls("tiny", FINGERPRINT, names.table, names.parameters, folder, names.aliases)
 
     def read(self, name: str) -> tuple[NDArray[Any], ValueDtype]:
         if self.folder is None:

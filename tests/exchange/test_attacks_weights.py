@@ -14,10 +14,12 @@ from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import Imported, ImportOptions
 from gossamer.store.exchange.registry import detect, importers
 from tests.base import pickle_attacks
+from tests.exchange import pickled_attacks, weights_attacks
 from tests.exchange.support import Attack, TinyBase, folder_of, packed
-from tests.exchange.weights_attacks import NAME, attacks, good_files, index, make_base, sharded
+from tests.exchange.weights_attacks import NAME, index, make_base, sharded
 
-CORPUS = attacks()
+CORPUS = {**weights_attacks.attacks(), **pickled_attacks.attacks()}
+GOOD = {**weights_attacks.good_files(), **pickled_attacks.good_files()}
 CASES = [(form, attack) for form, corpus in CORPUS.items() for attack in corpus]
 _IDS = [f"{form}: {attack}" for form, attack in CASES]
 NNZ = {"checkpoint": 120, "weight-patch": 3, "composable-sft": 3, "sparta-pickle": 2}
@@ -36,7 +38,7 @@ def read(form: str, folder: Path, base: TinyBase, density: float | None = None) 
 @pytest.mark.parametrize("form", CORPUS)
 def test_the_untouched_files_are_accepted(form: str, base: TinyBase, tmp_path: Path) -> None:
     # Otherwise everything below could be refused for a mistake of the corpus.
-    folder = folder_of(tmp_path, good_files()[form])
+    folder = folder_of(tmp_path, GOOD[form])
     assert detect(Files.at(folder)) == form
     found = packed(read(form, folder, base), base).deltas
     assert {name: delta.nnz for name, delta in found.items()} == {NAME: NNZ[form]}

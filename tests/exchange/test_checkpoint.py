@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, PreTrainedModel
 
 from gossamer.base.load import BaseFiles
 from gossamer.base.weights import StoredWeights
 from gossamer.store.delta import Delta
-from gossamer.store.errors import AdapterFileError
 from gossamer.store.exchange.checkpoint import FORMAT
 from gossamer.store.exchange.files import Files
-from gossamer.store.exchange.formats import Imported, ImportOptions
-from gossamer.store.exchange.largest import Largest
-from gossamer.store.exchange.registry import detect
+from gossamer.store.exchange.formats import ImportOptions
+from tests.exchange.checkpoints import (
+    DOWN,
+    UP,
+    WEIGHTS,
+    TensorMap,
+    TinyDir,
+    as_stored,
+    change,
+    expected,
+    read,
+    tuned,
+)
 from tests.exchange.support import (
     FINGERPRINT,
     assert_same_deltas,
     assert_same_logits,
     load,
     packed,
-    random_set,
 )
 from tests.tiny import save_tiny, tiny_model
-
-TinyDir = Callable[..., Path]
-TensorMap = dict[str, torch.Tensor]
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -49,64 +45,10 @@ def base(tiny_dir: TinyDir) -> StoredWeights:
     return StoredWeights.of(BaseFiles("tiny", tiny_dir("llama"), FINGERPRINT))
 
 
-@pytest.fixture(scope="module")
-def tied(tiny_dir: TinyDir) -> StoredWeights:
-    return StoredWeights.of(BaseFiles("tied", tiny_dir("llama", tied=True), FINGERPRINT))
-
-
-def read(folder: Path, base: StoredWeights, **options: Any) -> Imported:
-    files = Files.at(folder)
-    assert detect(files) == "checkpoint"
-    assert FORMAT.importer is not None
-    return FORMAT.importer.read(files, base, ImportOptions(**options))
-
-
-def tuned(base: StoredWeights, density: float = 0.1, sigma: float = 0.05) -> PreTrainedModel:
-    """The base with random differences in two layers' weights."""
-    model = load(base.folder)
-    names = [name for name in base.table if ".layers.1." in name or ".layers.2." in name]
-    for name, delta in random_set(base, names, density=density, sigma=sigma).deltas.items():
-        weight = model.get_parameter(name)
-        weight.copy_(weight + torch.from_numpy(delta.dense()))
-    return model
-
-
-def as_stored(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its parameters rounded."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def expected(model: PreTrainedModel, base: StoredWeights) -> dict[str, Delta]:
-    """By numpy: all of v - W0, where it is not zero."""
-    own = load(base.folder)
-    found = {}
-    for name in base.table:
-        difference = (model.get_parameter(name) - own.get_parameter(name)).numpy()
-        if difference.any():
-            found[name] = Delta.from_dense(difference)
-    return found
-
-
 @pytest.fixture
 def copy(base: StoredWeights, tmp_path: Path) -> Path:
     """A copy of the base's folder, to be changed."""
     return Path(shutil.copytree(base.folder, tmp_path / "copy"))
-
-
-def change(folder: Path, edit: Callable[[TensorMap], Any]) -> Path:
-    """Edit the tensors of a folder."""
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    return folder
-
-
-def configure(folder: Path, **changes: Any) -> Path:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **changes}))
-    return folder
 
 
 def test_all_that_differs_is_taken(base: StoredWeights, tmp_path: Path) -> None:
@@ -273,37 +215,6 @@ def test_ties_are_kept_by_position(base: StoredWeights, copy: Path) -> None:
     assert np.array_equal(kept, every[second].positions[:20])
 
 
-@given(
-    parts=st.lists(st.lists(st.integers(0, 12), max_size=12), max_size=12),
-    count=st.integers(1, 40),
-)
-def test_the_cut_is_that_of_sorting(parts: list[list[int]], count: int) -> None:
-    largest = Largest(count)
-    for part in parts:
-        largest.add(np.array(part, np.uint32))
-    cut = largest.cut()
-    stream = [bits for part in parts for bits in part]
-    ties, kept = cut.ties, []
-    for at, bits in enumerate(stream):
-        if bits > cut.bits or (bits == cut.bits and ties > 0):
-            ties -= bits == cut.bits
-            kept.append(at)
-    ordered = sorted(range(len(stream)), key=lambda at: -stream[at])
-    assert kept == sorted(ordered[:count])
-
-
-def test_the_largest_holds_no_more_than_twice_as_many() -> None:
-    largest, generator = Largest(1000), np.random.default_rng(0)
-    tracemalloc.start()
-    for _ in range(500):
-        largest.add(generator.integers(0, 2**31, 1000, np.uint32))
-    cut = largest.cut()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert cut.bits > 2**31 * 0.99
-    assert peak < 100_000
-
-
 @pytest.mark.parametrize("density", [None, 0.01])
 def test_memory_is_a_tensor_and_the_result(
     base: StoredWeights, tmp_path: Path, density: float | None
@@ -337,121 +248,3 @@ def test_values_are_rounded_once_where_it_is_asked_for(base: StoredWeights, tmp_
 def test_a_density_is_a_share(base: StoredWeights, density: float) -> None:
     with pytest.raises(ValueError, match="density"):
         read(base.folder, base, density=density)
-
-
-# What is tied
-
-
-def test_a_checkpoint_that_stores_a_tied_head_too_is_read(
-    tied: StoredWeights, tmp_path: Path
-) -> None:
-    model = tuned(tied)
-    model.save_pretrained(tmp_path)
-    change(tmp_path, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
-    assert_same_deltas(read(tmp_path, tied).delta_set.deltas, expected(model, tied))
-
-
-def test_a_head_that_has_left_its_embedding_is_refused(tied: StoredWeights, tmp_path: Path) -> None:
-    load(tied.folder).save_pretrained(tmp_path)
-
-    def edit(tensors: TensorMap) -> None:
-        tensors[HEAD] = tensors[EMBEDDING].clone()
-        tensors[HEAD][3, :7] += 1
-
-    with pytest.raises(AdapterFileError, match=r"lm_head\.weight \(7 of 20,480 el") as refused:
-        read(change(tmp_path, edit), tied)
-    assert (refused.value.code, refused.value.tensor) == ("unsupported_module", HEAD)
-
-
-def test_a_checkpoint_of_the_bare_model_is_read(tied: StoredWeights, tmp_path: Path) -> None:
-    model = tuned(tied)
-    model.save_pretrained(tmp_path / "whole")
-    bare = AutoModel.from_pretrained(tmp_path / "whole", local_files_only=True)
-    bare.save_pretrained(tmp_path / "bare")
-    assert not any(n.startswith("model.") for n in load_file(tmp_path / "bare" / WEIGHTS))
-    assert_same_deltas(read(tmp_path / "bare", tied).delta_set.deltas, expected(model, tied))
-
-
-def test_a_checkpoint_that_ties_what_the_base_stores_twice_is_read(
-    base: StoredWeights, copy: Path, tmp_path: Path
-) -> None:
-    def twice(tensors: TensorMap) -> None:
-        tensors[HEAD] = tensors[EMBEDDING].clone()
-
-    own = StoredWeights.of(BaseFiles("own", change(copy, twice), FINGERPRINT))
-    assert HEAD in own.parameters
-    other = Path(shutil.copytree(copy, tmp_path / "other"))
-    configure(change(other, lambda tensors: tensors.pop(HEAD)), tie_word_embeddings=True)
-    assert read(other, own).facts["nnz"] == 0
-    with pytest.raises(AdapterFileError, match="lm_head") as refused:  # the base's own head is not
-        read(other, base)
-    assert refused.value.code == "unsupported_module"
-
-
-# What an adapter cannot carry
-
-
-@pytest.mark.parametrize("name", [NORM, EMBEDDING, HEAD, "model.layers.0.input_layernorm.weight"])
-def test_other_changes_are_refused_by_name(base: StoredWeights, copy: Path, name: str) -> None:
-    def edit(tensors: TensorMap) -> None:
-        tensors[name].view(-1)[2:5] += 0.5
-        tensors[UP] += 1
-
-    with pytest.raises(AdapterFileError, match=r"\(3 of [0-9,]+ elements\)") as refused:
-        read(change(copy, edit), base)
-    assert (refused.value.code, refused.value.tensor) == ("unsupported_module", name)
-
-
-def test_changed_biases_are_refused(tiny_dir: TinyDir, tmp_path: Path) -> None:
-    base = StoredWeights.of(BaseFiles("qwen", tiny_dir("qwen2"), FINGERPRINT))
-    model, name = load(base.folder), "model.layers.0.self_attn.q_proj.bias"
-    model.get_parameter(name).add_(1)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(AdapterFileError) as refused:
-        read(tmp_path, base)
-    assert (refused.value.code, refused.value.tensor) == ("unsupported_module", name)
-
-
-def test_four_changed_norms_are_three_and_one_more(base: StoredWeights, copy: Path) -> None:
-    norms = [name for name in base.parameters if "layernorm" in name][:4]
-
-    def edit(tensors: TensorMap) -> None:
-        for name in norms:
-            tensors[name] += 1
-
-    with pytest.raises(AdapterFileError, match="and 1 more"):
-        read(change(copy, edit), base)
-
-
-def test_added_tokens_are_refused(base: StoredWeights, tmp_path: Path) -> None:
-    model = load(base.folder)
-    model.resize_token_embeddings(328)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(AdapterFileError, match="328 rows, 320 here: tokens were added") as refused:
-        read(tmp_path, base)
-    assert (refused.value.code, refused.value.tensor) == ("unsupported_module", EMBEDDING)
-
-
-def test_buffers_of_older_versions_are_passed_over(base: StoredWeights, copy: Path) -> None:
-    buffers = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
-    more = {name: torch.ones(8) for name in buffers}
-    imported = read(change(copy, lambda tensors: tensors.update(more)), base)
-    assert imported.facts["buffers_ignored"] == 2
-
-
-def test_what_the_configurations_disagree_on_is_said(base: StoredWeights, copy: Path) -> None:
-    configure(copy, rms_norm_eps=1e-3, max_position_embeddings=9, eos_token_id=5, dtype="bfloat16")
-    (warning,) = [text for text in read(copy, base).warnings if CONFIG in text]
-    assert "max_position_embeddings, rms_norm_eps;" in warning
-    (copy / CONFIG).unlink()
-    assert FORMAT.importer is not None
-    imported = FORMAT.importer.read(Files.at(copy), base, ImportOptions())
-    assert "there is no config.json" in imported.warnings[0]
-
-
-def test_a_base_without_weights_reads_no_checkpoint(base: StoredWeights, tmp_path: Path) -> None:
-    tuned(base).save_pretrained(tmp_path)
-    assert FORMAT.importer is not None
-    assert not FORMAT.importer.uploadable
-    with pytest.raises(AdapterFileError, match="not at hand"):
-        FORMAT.importer.read(Files.at(tmp_path), base.names, ImportOptions())

@@ -80,12 +80,26 @@ def with_others(base: TinyBase, deltas: Mapping[str, Delta], make: Make) -> dict
     return found
 
 
+def latest(body: Mapping[str, Any]) -> dict[str, Any]:
+    """As its saving does; what replaces a parameter whole is listed where there is none too."""
+    return {"diffs": body, "abs": {}}
+
+
+def earlier(body: Mapping[str, Any]) -> dict[str, Any]:
+    """As its earlier versions did, with the head of a model that had none."""
+    return {"body": body, "head": None}
+
+
 @pytest.mark.parametrize("make", [encoded, as_array, coalesced])
+@pytest.mark.parametrize("save", [latest, earlier])
 def test_composable_sft_means_what_it_makes_of_it(
-    tiny_base: TinyBase, tmp_path: Path, make: Make
+    tiny_base: TinyBase,
+    tmp_path: Path,
+    make: Make,
+    save: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> None:
     ours = random_set(tiny_base).deltas
-    saved(SFT, tmp_path, {"body": with_others(tiny_base, ours, make), "head": None})
+    saved(SFT, tmp_path, save(with_others(tiny_base, ours, make)))
     imported = read(SFT, tmp_path, tiny_base.names_only())
     theirs = load_folder(tiny_base)
     for name, delta in ours.items():  # `param += diff`
@@ -109,6 +123,21 @@ def test_positions_run_down_the_columns(tiny_base: TinyBase, tmp_path: Path) -> 
     body = {UP: {"size": (112, 64), "index_steps": [0, 113, 1], "values": torch.ones(3)}}
     (delta,) = read(SFT, saved(SFT, tmp_path, {"body": body}), tiny_base).delta_set.deltas.values()
     assert delta.positions.tolist() == [0, 64 + 1, 128 + 1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_second_name_of_a_tied_parameter_may_be_listed(
+    tied_base: TinyBase, tmp_path: Path, count: int
+) -> None:
+    one = {"size": (112, 64), "index_steps": [3], "values": torch.ones(1)}
+    head = {"size": (320, 64), "index_steps": [5] * count, "values": torch.ones(count)}
+    saved(SFT, tmp_path, {"diffs": {UP: one, "lm_head.weight": head}, "abs": {}})
+    if not count:
+        assert read(SFT, tmp_path, tied_base).facts["empty_skipped"] == 1
+        return
+    with pytest.raises(AdapterFileError, match="lm_head") as refused:
+        read(SFT, tmp_path, tied_base)
+    assert refused.value.code == "unsupported_module"
 
 
 def test_a_position_that_is_there_twice_adds_up(tiny_base: TinyBase, tmp_path: Path) -> None:

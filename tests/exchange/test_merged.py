@@ -240,6 +240,35 @@ def test_a_sum_that_is_not_finite_is_refused(base: StoredWeights, tmp_path: Path
     assert (refused.value.tensor, refused.value.position) == (UP, 1)
 
 
+@pytest.mark.parametrize("name", [UP, "model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_a_weight_of_the_base_that_becomes_infinite_is_refused(tmp_path: Path, name: str) -> None:
+    folder = save_tiny(tiny_model("llama"), tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[7] = -70000.0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    ours = DeltaSet("", "", {UP: Delta.element((112, 64), [0], [1.0])})
+    with pytest.raises(
+        AdapterFileError, match="-70000 of the base is not finite in F16"
+    ) as refused:
+        export(tmp_path / "merged", ours, stored(folder), value_dtype="F16")
+    assert refused.value.tensor == name
+    for dtype in (None, "BF16"):
+        export(tmp_path / f"{dtype}", ours, stored(folder), value_dtype=dtype)
+
+
+def test_what_a_delta_brings_back_and_what_was_infinite_is_no_reason(tmp_path: Path) -> None:
+    folder = save_tiny(tiny_model("llama"), tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[UP].view(-1)[7] = 70000.0
+    tensors["model.norm.weight"][3] = math.inf
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    ours = DeltaSet("", "", {UP: Delta.element((112, 64), [7], [-30000.0])})
+    export(tmp_path / "merged", ours, stored(folder), value_dtype="F16")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert found[UP].view(-1)[7] == 40000
+    assert found["model.norm.weight"][3] == math.inf
+
+
 def test_the_weights_must_be_at_hand(base: StoredWeights, tmp_path: Path) -> None:
     assert FORMAT.exporter is not None
     with pytest.raises(ValueError, match="not at hand"):

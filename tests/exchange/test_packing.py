@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.errors import AdapterFileError
@@ -23,6 +25,7 @@ BASE = shapes_only({NAME: (12, 10)})
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: SHiRA's: two rows of 22 positions, 22 values.
 ITEMS = 3 * 22
+ITEM_BYTES = 24
 
 
 def shira(path: Path, **more: bytes) -> Files:
@@ -45,12 +48,54 @@ def test_an_upload_becomes_a_packed_file(tmp_path: Path) -> None:
     assert delta.nnz == 22
 
 
-def test_what_it_takes_decoded_is_bounded_by_its_headers(tmp_path: Path) -> None:
-    files, file = shira(tmp_path), io.BytesIO()
-    pack_upload(files, BASE, file, Limits(max_decoded_bytes=8 * ITEMS))
-    with pytest.raises(AdapterFileError, match=f"{8 * ITEMS} bytes decoded") as refused:
-        pack_upload(files, BASE, io.BytesIO(), Limits(max_decoded_bytes=8 * ITEMS - 1))
+def test_what_it_takes_to_convert_is_bounded_by_its_headers(tmp_path: Path) -> None:
+    files, file, most = shira(tmp_path), io.BytesIO(), ITEM_BYTES * ITEMS
+    pack_upload(files, BASE, file, Limits(max_decoded_bytes=most))
+    with pytest.raises(AdapterFileError, match=f"{most} bytes of memory") as refused:
+        pack_upload(files, BASE, io.BytesIO(), Limits(max_decoded_bytes=most - 1))
     assert refused.value.code == "adapter_too_large"
+
+
+SIDE, RANK = 500, 200
+COUNT = RANK * 2 * SIDE
+
+
+def large(form: str, where: NDArray[Any], values: NDArray[Any]) -> dict[str, Any]:
+    """An adapter of one weight of `SIDE` by `SIDE`, with `COUNT` entries in any order."""
+    module = f"base_model.model.{NAME.removesuffix('.weight')}"
+    places = np.stack(np.divmod(where, SIDE)).astype("<i4")
+    if form == "peft-sparta":
+        pair = {f"indices.{NAME}": places.T.copy(), f"deltas.{NAME}": values}
+        return {"sparse_deltas.safetensors": tensor_file(pair)}
+    if form == "peft-shira":
+        pair = {f"{module}.shira_indices": places, f"{module}.shira_weight": values}
+    else:
+        pair = {f"{module}.sft_delta.indices": where, f"{module}.sft_delta.values": values}
+    method = form.removeprefix("peft-").upper()
+    return {CONFIG: {"peft_type": method, "r": RANK}, WEIGHTS: tensor_file(pair)}
+
+
+@pytest.mark.parametrize("form", importers(uploadable=True))
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+@pytest.mark.parametrize("kind", ["in order", "in no order", "one twice", "half of them twice"])
+def test_it_takes_no_more_than_that(form: str, dtype: str, kind: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    where = generator.permutation(SIDE * SIDE)[:COUNT]
+    if kind == "in order":
+        where.sort()
+    twice = {"one twice": 1, "half of them twice": COUNT // 2}.get(kind, 0)
+    if form != "peft-sparta":  # there it is refused
+        where[COUNT - twice :] = where[:twice]
+    values = generator.normal(0, 0.1, COUNT).astype(dtype)
+    files = Files.at(folder_of(tmp_path / "files", large(form, where.astype("<i4"), values)))
+    items = COUNT * (2 if form == "peft-sft" else 3)
+    base = shapes_only({NAME: (SIDE, SIDE)})
+    with (tmp_path / "packed").open("w+b") as file:
+        tracemalloc.start()
+        assert pack_upload(files, base, file, Limits()).format == form
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert 0.4 * ITEM_BYTES * items < peak <= ITEM_BYTES * items
 
 
 def test_a_warning_is_a_sentence(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from gossamer.store.delta import Delta, DeltaSet, ValueDtype
 from gossamer.store.errors import AdapterFileError
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import Exported, ExportOptions, Imported, ImportOptions
-from gossamer.store.exchange.registry import detect
+from gossamer.store.exchange.registry import detect, importers
 from gossamer.store.exchange.weight_patch import FORMAT
 from tests.exchange.support import (
     FINGERPRINT,
+    TinyBase,
     assert_same_deltas,
     assert_same_logits,
     changed,
@@ -213,6 +215,46 @@ def test_names_tell_a_patch_without_metadata(base: StoredWeights, tmp_path: Path
         imported.delta_set.deltas, {UP: Delta.element(base.table[UP], [3, 5], wanted)}
     )
     assert imported.facts["empty_skipped"] == 1
+
+
+@pytest.mark.parametrize("metadata", [{"format": "anchor_checkpoint"}, {"sparse": "False"}])
+def test_an_anchor_is_told_how_to_be_imported(
+    base: StoredWeights, tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    metadata = {"format": "sparse_weight_patch", **metadata}
+    whole = changed(base.folder, random_set(base, [UP]).deltas).state_dict()
+    saved(tmp_path / "alone", whole, **metadata)
+    with pytest.raises(
+        AdapterFileError, match=r"as model\.safetensors, and import that"
+    ) as refused:
+        read(tmp_path / "alone", base)
+    assert refused.value.code == "unsupported_file"
+    # And what it says is so.
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    shutil.copy(tmp_path / "alone" / "step_000001.safetensors", beside / "model.safetensors")
+    shutil.copy(base.folder / "config.json", beside)
+    assert detect(Files.at(beside)) == "checkpoint"
+    importer = importers()["checkpoint"]
+    found = importer.read(Files.at(beside), base, ImportOptions()).delta_set.deltas
+    assert list(found) == [UP]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_second_name_of_a_tied_parameter_may_be_listed(
+    tied_base: TinyBase, tmp_path: Path, count: int
+) -> None:
+    tensors = {f"{UP}.indices": torch.tensor([5]), f"{UP}.values": torch.tensor([9.0])}
+    tensors |= {"lm_head.weight.indices": torch.zeros(count, dtype=torch.int32)}
+    tensors |= {"lm_head.weight.values": torch.zeros(count)}
+    files = Files.at(saved(tmp_path, tensors))
+    assert FORMAT.importer is not None
+    if not count:
+        assert FORMAT.importer.read(files, tied_base, ImportOptions()).facts["empty_skipped"] == 1
+        return
+    with pytest.raises(AdapterFileError, match="lm_head") as refused:
+        FORMAT.importer.read(files, tied_base, ImportOptions())
+    assert refused.value.code == "unsupported_module"
 
 
 def test_what_replaces_a_value_by_itself_is_dropped_and_counted(

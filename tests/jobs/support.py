@@ -125,9 +125,13 @@ def count_rows(registry: Registry, table: str) -> int:
 
 
 def everything(registry: Registry) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table."""
+    """Every row of every table, without how many uploads have begun: refused ones count too."""
+    tables = {
+        name: [column for column in table.columns if (name, column.name) != ("blobs", "claims")]
+        for name, table in Model.metadata.tables.items()
+    }
     with registry.read() as session:
         return {
-            name: sorted((tuple(row) for row in session.execute(sa.select(table))), key=repr)
-            for name, table in Model.metadata.tables.items()
+            name: sorted((tuple(row) for row in session.execute(sa.select(*columns))), key=repr)
+            for name, columns in tables.items()
         }

@@ -83,6 +83,12 @@ def test_an_old_database_is_upgraded_and_keeps_what_it_holds(dump: Path, tmp_pat
         jobs = rows(tmp_path, "SELECT status, wanted, fence, version_label FROM jobs ORDER BY id")
         assert jobs == [("running", "pause", 2, None), ("succeeded", None, 1, "sql:2")]
         assert rows(tmp_path, "SELECT count(*) FROM job_events") == [(2,)]
+    blobs = rows(tmp_path, "SELECT claims, moving FROM blobs ORDER BY id")
+    if dump.stem in ("0002", "0003"):
+        assert blobs == [(0, 0), (0, 0)]
+    if dump.stem >= "0004":
+        assert blobs == [(3, 0), (0, 0)]
+        assert rows(tmp_path, "SELECT id FROM identity") == [("0" * 30 + "42",)]
     registry.close()
 
 

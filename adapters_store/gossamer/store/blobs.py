@@ -1,7 +1,8 @@
 """Blobs: immutable files named by the sha256 of their bytes, in a folder or an object store.
 
-Layout under the URL: `blobs/<first two digits>/<64 hex digits>`, `quarantine/<64 hex digits>` and,
-in a folder, `spool/` for temp files (an object store spools to a local folder instead).
+Layout under the URL: `blobs/<first two digits>/<64 hex digits>`, `quarantine/<64 hex digits>`,
+`owner` with the mark of whose they are and, in a folder, `spool/` for temp files (an object store
+spools to a local folder instead).
 
 What is durable: a blob is, once `put` returned. In a folder that is write, fsync, rename, fsync of
 the directory; an object store's own put is durable when it answers.
@@ -16,6 +17,7 @@ the catalog of the server process may do the last two.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PreconditionError,
+)
 from obstore.store import LocalStore, from_url
 
 from gossamer.store.blobs_url import check_blobs_url
@@ -57,6 +64,8 @@ RETRIES: RetryConfig = {
 #: of half a gigabyte would need 18 MB/s. With these, 1 MB/s is enough. S3 takes parts from 5 MiB.
 RANGE_BYTES = 8 << 20
 PART_BYTES, PARTS_AT_ONCE = 5 << 20, 4
+
+_OWNER, _MARK_BYTES = "owner", 256
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,47 @@ class Blobs:
             BlobStoreFailed
         """
         _reach(self._store)
+
+    def owner(self) -> str | None:
+        """The mark of whose blobs these are; None if there is none.
+
+        Raises:
+            BlobStoreFailed
+        """
+        with _failures("read the owner's mark"):
+            try:
+                found = obstore.get(self._store, _OWNER)
+            except FileNotFoundError:
+                found = None
+            if found is not None:
+                if found.meta["size"] > _MARK_BYTES:
+                    return ""  # none of ours
+                return bytes(found.bytes()).decode("ascii", "replace").strip()
+        if self._root is None:
+            self.check()  # a bucket that is gone answers like a mark that is not there
+        return None
+
+    def claim(self, mark: str) -> None:
+        """Mark the blobs, unless they are marked: of two who do it at the same time one comes
+        first, and `owner` tells who. Durable when this returns.
+
+        Raises:
+            BlobStoreFailed, StoreFull
+        """
+        with _failures("write the owner's mark"), no_room_means_full():
+            if self._root is None:
+                _create(self._store, _OWNER, mark.encode())
+                return
+            with Spool(self._spool, _MARK_BYTES) as draft:
+                draft.write(mark.encode())
+                draft.seal()
+                try:
+                    os.link(draft.path, self._root / _OWNER)
+                except FileExistsError:
+                    return
+                except OSError:  # a file system without hard links
+                    draft.path.rename(self._root / _OWNER)
+            sync_folder(self._root)
 
     def spool(self, limit: int | None = None) -> Spool:
         """A temp file for one upload of at most `limit` bytes (default: `upload_bytes`). The caller
@@ -257,6 +307,20 @@ class Blobs:
 
 def _key(blob_id: str) -> str:
     return f"blobs/{blob_id[:2]}/{blob_id}"
+
+
+def _create(store: ObjectStore, path: str, data: bytes) -> None:
+    """Put an object where there is none; one that is there stays."""
+    try:
+        obstore.put(store, path, data, mode="create")
+    except (AlreadyExistsError, PreconditionError):
+        return
+    except BaseError as error:
+        # Some stores that speak S3's protocol have no `If-None-Match`. Two servers that start for
+        # the first time at the same moment are then told apart at their next start.
+        if not isinstance(error, NotSupportedError) and "501" not in _answer(error):
+            raise
+        obstore.put(store, path, data)
 
 
 def reach(url: str) -> None:

@@ -28,7 +28,10 @@ def check_blobs_url(url: str) -> None:
             "it holds credentials; they belong in the environment, "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3"
         )
-    if parts.scheme not in (*BUCKETS, "file"):
+    # As it stands there: a parser takes `FILE:///x`, ` file:///x` and `file:x` too, which others
+    # that look at the URL's beginning would take for something else.
+    scheme, mark, _ = url.partition("://")
+    if scheme not in (*BUCKETS, "file") or not mark:
         known = ", ".join(f"{scheme}://" for scheme in BUCKETS)
         raise BlobsUrlInvalid(f"it begins with none of {known} and file:///")
     if "?" in url or "#" in url:
@@ -38,8 +41,8 @@ def check_blobs_url(url: str) -> None:
         )
     if port is not None or ":" in parts.netloc:
         raise BlobsUrlInvalid("a port is part of the endpoint, AWS_ENDPOINT_URL, not of the URL")
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or len(parts.path) < 2:
+    if scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
             raise BlobsUrlInvalid("it names no folder of this machine; write file:///path")
     elif not parts.netloc:
-        raise BlobsUrlInvalid(f"it names no bucket; write {parts.scheme}://bucket/prefix")
+        raise BlobsUrlInvalid(f"it names no bucket; write {scheme}://bucket/prefix")

@@ -36,6 +36,7 @@ from gossamer.store.catalog.errors import (
     QuotaExceeded,
 )
 from gossamer.store.catalog.holds import Held
+from gossamer.store.catalog.moving import waiting_for_moves
 from gossamer.store.catalog.needs import is_a_files
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.removing import collect_quietly, set_aside
@@ -97,11 +98,7 @@ class Files:
         spool.seal()
         parts = self._parts
         upload_id, blob_id = secrets.token_hex(16), spool.blob_id
-        with parts.registry.write() as session:
-            owner = lock_tenant(session, tenant)
-            self._check_quota(session, owner, purpose, blob_id, spool.size)
-            claim(session, upload_id, blob_id, spool.size, parts.clock())
-            parts.failpoint(Failpoint.FILE_STAGING)
+        waiting_for_moves(parts.registry, lambda: self._stage(tenant, purpose, spool, upload_id))
         parts.failpoint(Failpoint.FILE_STAGED)
         try:
             parts.blobs.put(spool)
@@ -130,6 +127,14 @@ class Files:
             raise
         parts.failpoint(Failpoint.FILE_REGISTERED)
         return info
+
+    def _stage(self, tenant: str, purpose: Purpose, spool: Spool, upload_id: str) -> None:
+        parts, blob_id = self._parts, spool.blob_id
+        with parts.registry.write() as session:
+            owner = lock_tenant(session, tenant)
+            self._check_quota(session, owner, purpose, blob_id, spool.size)
+            claim(parts, session, upload_id, blob_id, spool.size, parts.clock())
+            parts.failpoint(Failpoint.FILE_STAGING)
 
     def list(
         self,

@@ -21,6 +21,7 @@ from gossamer.api.context import context_of
 from gossamer.api.documented import document_streams
 from gossamer.api.error_table import HANDLED, field_errors, to_api_error
 from gossamer.api.errors import ApiError
+from gossamer.api.loaded_names import LoadedNames, NamedMixes
 from gossamer.api.middleware.authenticate import OPEN_PATHS, Authenticate
 from gossamer.api.middleware.body import BoundBody
 from gossamer.api.middleware.gate import Gate
@@ -36,7 +37,6 @@ from gossamer.api.routes import (
     operations,
     tokenize,
 )
-from gossamer.api.routes.compatibility import LoadedNames, NamedMixes
 from gossamer.api.services import Services
 from gossamer.engine.errors import EngineError
 from gossamer.store.catalog.errors import CatalogError

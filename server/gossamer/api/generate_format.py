@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,9 +176,17 @@ class _Text:
         self._parts.append(chunk.text)
         return [self._token(scored.token, scored.logprob) for scored in chunk.logprobs]
 
-    def end(self, last: dict[str, Any]) -> None:
-        """Nothing more will come: what still waits belongs to the last token."""
-        last["text"] += self._decoder.decode(b"", final=True)
+    @property
+    def is_open(self) -> bool:
+        """Whether bytes wait: then they are of the last token that is not special."""
+        return bool(self._decoder.getstate()[0])
+
+    def end(self, tokens: Sequence[dict[str, Any]]) -> None:
+        """Nothing more will come: what still waits belongs to the last of the tokens that is not
+        special."""
+        if self.is_open:
+            last = next(token for token in reversed(tokens) if not token["special"])
+            last["text"] += self._decoder.decode(b"", final=True)
 
     def __str__(self) -> str:
         return "".join(self._parts)
@@ -194,7 +202,8 @@ class GenerateEvents:
     """Messages → one event for each token.
 
     The last token's event also tells the whole text, and only what follows a token shows whether it
-    was the last: every event waits for the next message.
+    was the last: every event waits for the next message. So does that of a token with a part of a
+    character, for one that completes it: behind it there may be special ones only.
     """
 
     def __init__(self, frame: GenerateFrame) -> None:
@@ -204,21 +213,25 @@ class GenerateEvents:
         self._end: ChoiceEnd | None = None
 
     def encode(self, messages: Iterable[tuple[int, Message]]) -> str:
-        """The events of all tokens but the newest."""
+        """The events of all tokens but the newest, or but those from an open character on."""
         for _, message in messages:
             if isinstance(message, Chunk):
                 self._held.extend(self._text.add(message))
             elif isinstance(message, ChoiceEnd):
                 self._end = message
-        sent, self._held = self._held[:-1], self._held[-1:]
+        keep = len(self._held) - 1
+        if self._text.is_open:
+            keep = max(i for i, token in enumerate(self._held) if not token["special"])
+        sent, self._held = self._held[: max(keep, 0)], self._held[max(keep, 0) :]
         return "".join(_event(token) for token in sent)
 
     def finish(self, usage: Usage) -> str:
-        """The last token's event."""
-        (last,) = self._held
-        self._text.end(last)
+        """The last token's event, and those that waited with it."""
+        self._text.end(self._held)
+        *before, last = self._held
         details = self._frame.summary(self._end, usage) if self._frame.details else None
-        return _event(last, self._frame.before + str(self._text), details)
+        final = _event(last, self._frame.before + str(self._text), details)
+        return "".join(map(_event, before)) + final
 
 
 def _event(
@@ -251,7 +264,7 @@ class GenerateReply:
         """The reply's JSON object."""
         reply: dict[str, Any] = {"generated_text": self._frame.before + str(self._text)}
         if self._frame.details:
-            self._text.end(self._tokens[-1])
+            self._text.end(self._tokens)
             reply["details"] = self._frame.summary(self._end, usage) | {
                 "prefill": self._prefill,
                 "tokens": self._tokens,

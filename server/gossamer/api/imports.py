@@ -34,7 +34,8 @@ def upload_files(
 ) -> VersionInfo:
     """Convert the files of one adapter, and keep the result as a new version of `name`.
 
-    Blocks, and takes the memory of the adapter decoded and of its largest weight a few times over.
+    Blocks, and takes the memory of the adapter decoded, and of its largest weight three times over
+    (`packing`): the most that it could be is held against `limits` before a tensor is read.
 
     Args:
         base: names and shapes are enough.

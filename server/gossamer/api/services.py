@@ -24,7 +24,6 @@ from gossamer.api.tokens import TokenText
 from gossamer.api.workers import Workers
 from gossamer.base.fetch import Progress
 from gossamer.base.load import BaseFiles, load_model, load_tokenizer
-from gossamer.base.patch_map import adapter_table
 from gossamer.base.sources import open_base
 from gossamer.base.weights import BaseNames
 from gossamer.engine.client import Engine
@@ -83,6 +82,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
         UnsupportedModel: the base cannot be served right.
         AlreadyOwned, RegistryTooNew, KeySecretUnsafe: the data folder is another server's, or for
             a later release, or not safe.
+        BlobsNotOurs: the blob store is another registry's.
     """
     data_dir = settings.data_dir.expanduser().resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -93,11 +93,10 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     check_attention(settings, chosen)  # what can be refused before the base is loaded
     tokenizer, model = load_tokenizer(base), load_model(base, chosen.dtype, chosen.device)
     check_attention(settings, chosen, Geometry.of(model).head_dim)
-    limits, table = settings.limits, adapter_table(model)
-    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
+    limits, names = settings.limits, BaseNames.of_model(base, model)
     store = Store(
         data_dir,
-        BaseInfo(base.name, base.fingerprint, table),
+        BaseInfo(base.name, base.fingerprint, names.table),
         owner=True,
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
@@ -113,7 +112,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> Services:
     return Services(
         settings=settings,
         base=base,
-        named=BaseNames(base.name, base.fingerprint, table, shapes),
+        named=names,
         engine=engine,
         store=store,
         backlog=Backlog(store.registry, limits=limits.of_jobs()),

@@ -3,7 +3,7 @@ cannot keep the others waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -28,6 +28,7 @@ class Workers:
         self._files = anyio.CapacityLimiter(_FILES)
         self._increments = anyio.CapacityLimiter(_INCREMENTS)
         self._conversions = anyio.CapacityLimiter(_CONVERSIONS)
+        self._turns = anyio.CapacityLimiter(_CONVERSIONS)
 
     async def query(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Something short: a look into the registry."""
@@ -44,7 +45,19 @@ class Workers:
         run = partial(call, *args, **kwargs)
         return await anyio.to_thread.run_sync(run, limiter=self._increments)
 
-    async def conversion(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The conversion of an upload. One at a time; what waits keeps its place among uploads."""
+    async def conversion(
+        self,
+        begin: Callable[[], Awaitable[None]],
+        call: Callable[P, R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """The conversion of an upload. One at a time; what waits keeps its place among uploads.
+
+        Args:
+            begin: called when its turn has come; what it raises ends the turn.
+        """
         run = partial(call, *args, **kwargs)
-        return await anyio.to_thread.run_sync(run, limiter=self._conversions)
+        async with self._turns:
+            await begin()
+            return await anyio.to_thread.run_sync(run, limiter=self._conversions)

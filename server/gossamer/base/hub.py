@@ -7,6 +7,7 @@ What the Hub is, and who we are there, huggingface_hub reads by itself: `HF_ENDP
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
-from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -51,6 +51,7 @@ ANSWER_S = 20.0
 #: What stays free on the disk: the registry beside it must be able to grow.
 MARGIN_BYTES = 64 << 20
 
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 #: The error of its HTTP client, without naming it: httpx in release 1, httpx2 in release 2.
 _HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -140,8 +141,9 @@ def fetch_model(
     """Bring the model's files into the new directory `out`, each of the size, and the sha256, that
     the Hub lists for the commit.
 
-    They are collected in `downloads`, on the same file system, which outlives an interruption:
-    files that are whole need not be fetched again.
+    They are collected in `downloads`, on the same file system, and stay there for the caller to
+    remove once it has a result: whatever fails until then, files that are whole need not be fetched
+    again.
 
     Raises:
         HubUnavailableError, HubRefusedError
@@ -162,7 +164,15 @@ def fetch_model(
         transfer.bring(weights, progress)
         out.mkdir()
         for file in (*wanted, *weights):
-            (downloads / file.name).rename(out / file.name)
+            _place(downloads / file.name, out / file.name)
+
+
+def _place(fetched: Path, target: Path) -> None:
+    """A file under one more name: no bytes are written where the file system has hard links."""
+    try:
+        os.link(fetched, target)
+    except OSError:
+        shutil.copyfile(fetched, target)
 
 
 def _listing(model: HubModel, hub_url: str | None) -> Mapping[str, RemoteFile]:
@@ -256,11 +266,15 @@ class _Transfer:
             path = self._folder / file.name
             kept = path.exists()
             self._fetch(file, bar)
-            if kept and not _is_listed(path, file):
+            wrong = self._wrong(path, file)
+            if wrong is not None and kept:
                 # A machine that lost power may have kept a file of the right name and wrong bytes.
                 path.unlink()
                 self._fetch(file, bar)
-            self._verify(path, file)
+                wrong = self._wrong(path, file)
+            if wrong is not None:
+                path.unlink()
+                raise wrong
             before += file.size
             progress("download", before, total)
 
@@ -276,22 +290,15 @@ class _Transfer:
                 tqdm_class=bar,
             )
 
-    def _verify(self, path: Path, file: RemoteFile) -> None:
-        """The library itself checks no more than the size that the file's own reply declares."""
-        if _is_listed(path, file):
-            return
+    def _wrong(self, path: Path, file: RemoteFile) -> DownloadError | ChecksumMismatchError | None:
+        """Why it is not the listed file, or None. The library itself checks no more than the size
+        that the file's own reply declares. Reads the file once."""
         source, actual = f"{file.name} of {self._model.spec}", path.stat().st_size
-        sha256 = sha256_of(path)
-        path.unlink()
-        if actual != file.size or file.sha256 is None:
-            raise DownloadError(source, actual, file.size, "the Hub lists a file of another size")
-        raise ChecksumMismatchError(source, file.sha256, sha256)
-
-
-def _is_listed(path: Path, file: RemoteFile) -> bool:
-    if path.stat().st_size != file.size:
-        return False
-    return file.sha256 is None or sha256_of(path) == file.sha256
+        if actual != file.size:
+            return DownloadError(source, actual, file.size, "the Hub lists a file of another size")
+        if file.sha256 is None or (sha256 := sha256_of(path)) == file.sha256:
+            return None
+        return ChecksumMismatchError(source, file.sha256, sha256)
 
 
 def _counting(file: RemoteFile, before: int, total: int, progress: Progress) -> type[tqdm]:
@@ -358,11 +365,13 @@ def _reason(error: HfHubHTTPError, status: int) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _public(" ".join(str(error).split())) or type(error).__name__
 
 
 def _shown(hub_url: str | None) -> str:
-    """The Hub's address without a password that it may hold."""
-    url = hub_url or constants.ENDPOINT
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return _public(hub_url or constants.ENDPOINT)
+
+
+def _public(text: str) -> str:
+    """The text without the names and passwords that addresses in it may hold."""
+    return _CREDENTIALS.sub("//", text)

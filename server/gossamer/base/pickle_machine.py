@@ -16,6 +16,7 @@ GetStorage = Callable[[str, str, int], Storage]
 #: tensor.
 MAX_OBJECTS = 1_000_000
 _MAX_MARKS = 1000
+_MAX_KEY = 2**31
 
 
 class Machine:
@@ -130,9 +131,11 @@ class Machine:
         if not isinstance(target, dict) or len(items) % 2:
             invalid("the pickle sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # No tuple: to hash one that is nested a million deep ends the process.
-            if not isinstance(key, str | int):
-                invalid("a key of a dict is neither a string nor an integer")
+            # No tuple: to hash one that is nested a million deep ends the process. No large
+            # integer: those that differ by 2^61 - 1 have one hash, and each new one would be
+            # compared with all the others.
+            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < _MAX_KEY):
+                invalid("a key of a dict is neither a string nor an integer of 32 bits")
             target[key] = value
 
     def _pair(self) -> list[Any]:
@@ -146,7 +149,7 @@ class Machine:
             )
         value = self._memo[number] = self._stack[-1]
         if isinstance(value, Unbuilt):
-            value.memo.append(number)
+            value.memo.add(number)
 
     def _recall(self, number: int) -> None:
         self._push(self._memo[number])
@@ -168,7 +171,9 @@ class Machine:
         state, unbuilt = self._stack.pop(), self._stack.pop()
         built = build(unbuilt, state, self._budget)
         for number in unbuilt.memo:
-            self._memo[number] = built
+            if self._memo[number] is unbuilt:  # the number may be another object's by now
+                self._memo[number] = built
+        unbuilt.memo.clear()  # else each of many builds of one object would go through all of it
         self._make(built)
 
     def _persistent(self) -> None:

@@ -82,11 +82,11 @@ class Unbuilt:
 
     Attributes:
         code: of a dtype; None: an array.
-        memo: under which numbers the pickle remembers it.
+        memo: under which numbers the pickle has remembered it since it was last built.
     """
 
     code: str | None
-    memo: list[int] = field(default_factory=list)
+    memo: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Storage:
         if dtype != self.dtype or items != self.items.size:
             _refuse(
                 f"the storage {printable(self.key)} has {self.items.size} items of {self.dtype}, "
-                f"not {items} of {dtype}"
+                f"not {printable(str(items))} of {dtype}"
             )
         return self
 
@@ -286,7 +286,9 @@ def _encoded(arguments: tuple[Any, ...], budget: Budget) -> bytes:
 def _dtype(arguments: tuple[Any, ...], _: Budget) -> Unbuilt:
     code = arguments[0]
     if not isinstance(code, str) or code not in _CODES:
-        _refuse(f"numpy's dtype {printable(str(code)[:40])} is none of numbers")
+        # What is no text is not shown: of forty lists, each twice in the next, it has terabytes.
+        named = printable(code) if isinstance(code, str) else "of another type"
+        _refuse(f"numpy's dtype {named} is none of numbers")
     return Unbuilt(code)
 
 

@@ -89,7 +89,7 @@ def open_base(
         return _open_gguf(path.resolve(), data_dir, report)
     if path.is_file() and path.suffix == ".whl":
         return _open_wheel(path, data_dir, report)
-    model = named(str(spec))
+    model = None if path.exists() else named(str(spec))
     if model is None:
         raise UnknownBaseError(str(spec), tuple(PACKAGED))
     if model.commit is None:

@@ -45,7 +45,21 @@ class BaseNames:
         Raises:
             UnsupportedBaseError: transformers makes no causal language model of it.
         """
-        return _names(base, _skeleton(base.path))
+        return cls.of_model(base, _skeleton(base.path))
+
+    @classmethod
+    def of_model(cls, base: BaseFiles, model: PreTrainedModel) -> BaseNames:
+        """Read off transformers' model of the base, which the engine has not packed yet."""
+        once = dict(model.named_parameters())
+        first = {id(parameter): name for name, parameter in once.items()}
+        every = model.named_parameters(remove_duplicate=False)
+        return cls(
+            name=base.name,
+            fingerprint=base.fingerprint,
+            table=adapter_table(model),
+            parameters={name: tuple(parameter.shape) for name, parameter in once.items()},
+            aliases={name: first[id(one)] for name, one in every if name not in once},
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -87,7 +101,7 @@ class StoredWeights:
             CorruptBaseError: the files are not a checkpoint, or not of the configuration's shapes.
         """
         model = _skeleton(base.path)
-        names = _names(base, model)
+        names = BaseNames.of_model(base, model)
         try:
             shards = Shards.of(Files.at(base.path))
             found = _places(base.path, names, model, shards)
@@ -114,6 +128,11 @@ class StoredWeights:
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
         """Name → shape of every parameter, a tied one under its first name."""
         return self.names.parameters
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The other names of tied parameters → the first one."""
+        return self.names.aliases
 
     def read(self, name: str) -> tuple[NDArray[Any], ValueDtype]:
         """A parameter as its file stores it: its carrier of `parameters[name]`, and the dtype.
@@ -150,19 +169,6 @@ def _skeleton(path: Path) -> PreTrainedModel:
                 "Use a causal language model whose class is part of transformers",
             ) from error
     return model
-
-
-def _names(base: BaseFiles, model: PreTrainedModel) -> BaseNames:
-    once = dict(model.named_parameters())
-    first = {id(parameter): name for name, parameter in once.items()}
-    every = model.named_parameters(remove_duplicate=False)
-    return BaseNames(
-        name=base.name,
-        fingerprint=base.fingerprint,
-        table=adapter_table(model),
-        parameters={name: tuple(parameter.shape) for name, parameter in once.items()},
-        aliases={name: first[id(one)] for name, one in every if name not in once},
-    )
 
 
 def _places(

@@ -52,12 +52,12 @@ def push(
     Of a folder the files are sent that make an adapter in a format that servers take (`gossamer
     adapters formats`). What says the same as the current or the newest version makes no new one.
     """
-    from gossamer.cli.folders import push_folder
+    from gossamer.cli.folders import is_whole_adapter, push_folder
     from gossamer.cli.remote import Server
 
     output = Output(as_json)
     with Server(url, key) as server:
-        send = push_folder if file.is_dir() else push_file
+        send = push_folder if file.is_dir() or is_whole_adapter(file) else push_file
         version = send(server, name, file, output, activate=activate)
     for warning in version["warnings"]:
         output.note(f"Warning: {warning}")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gossamer.cli.drafts import check_file
 from gossamer.cli.errors import CommandError
@@ -61,7 +61,7 @@ class Destination:
         if self.push is None:
             return
         if self.url is not None:
-            self._check_server(self.url, base)
+            check_server(self.url, self.key, self.push, base)
         else:
             with self._store():
                 pass
@@ -158,15 +158,36 @@ class Destination:
             raise
         return store
 
-    def _check_server(self, url: str, base: BaseFiles) -> None:
-        from gossamer.cli.remote import Server
 
-        with Server(url, self.key) as server:
-            served = server.call("GET", "/version")
-        if served.get("base_fingerprint") != base.fingerprint:
-            raise CommandError(
-                "The server runs another base model.",
-                f"It serves {served.get('base')} ({str(served.get('base_fingerprint'))[:16]}…), "
-                f"and {base.name} is {base.fingerprint[:16]}….",
-                "Train on the server's base with --base.",
-            )
+class Model(Protocol):
+    """A base model, by its name and its fingerprint."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model it is."""
+
+
+def check_server(url: str, key: str, name: str, base: Model) -> None:
+    """Whether the server will take an adapter of that name, made for that base: it answers, the key
+    is good, it runs the same base, and the name can be one.
+
+    Raises:
+        CommandError, InvalidName, ReservedName
+    """
+    from gossamer.cli.remote import Server
+    from gossamer.store.catalog.names import check_new_name
+
+    check_new_name(name, base.name)
+    with Server(url, key) as server:
+        served = server.call("GET", "/version")
+    if served.get("base_fingerprint") != base.fingerprint:
+        raise CommandError(
+            "The server runs another base model.",
+            f"It serves {served.get('base')} ({str(served.get('base_fingerprint'))[:16]}…), "
+            f"and {base.name} is {base.fingerprint[:16]}….",
+            "Give the server's base with --base.",
+        )

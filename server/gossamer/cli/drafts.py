@@ -36,26 +36,54 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         what = "The folder is not empty." if folder.is_dir() else "It is no folder."
         raise CommandError(f"{folder} is there already.", what, "Give a new or an empty folder.")
-    _check_parent(folder)
+    if folder.exists():
+        _check_writable(folder, folder)
+    else:
+        _check_parent(folder)
 
 
 @contextmanager
 def draft_of(target: Path) -> Iterator[Path]:
-    """A path beside `target` for a file or folder, which gets its name when the block has ended
-    well, and is removed otherwise: half of one never has its name."""
-    target = target.absolute()
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    """A path for a file or folder, which gets the name `target` when the block has ended well, and
+    is removed otherwise: half of one never has its name. Links in `target` are followed.
+
+    It lies beside `target`; where that is a folder, which may be a mount point or the one that the
+    user is in and so cannot be replaced, inside of it: then what is in the draft moves up.
+
+    Raises:
+        CommandError: somebody has put something into the folder meanwhile.
+    """
+    target = target.resolve()
+    inside = target.is_dir()
+    name = f".{target.name}.{os.getpid()}.part"
+    draft = target / name if inside else target.with_name(name)
     try:
         yield draft
-        draft.replace(target)
+        if inside:
+            _move_up(draft, target)
+        else:
+            draft.replace(target)
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
         draft.unlink(missing_ok=True)
 
 
+def _move_up(draft: Path, folder: Path) -> None:
+    if any(path != draft for path in folder.iterdir()):
+        why = "Something was put into it meanwhile."
+        raise CommandError(
+            f"{folder} is not empty any more.", why, "Give a new or an empty folder."
+        )
+    for path in list(draft.iterdir()):
+        path.replace(folder / path.name)
+
+
 def _check_parent(path: Path) -> None:
-    folder = path.absolute().parent
+    _check_writable(path, path.resolve().parent)
+
+
+def _check_writable(path: Path, folder: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise CommandError(
             f"{path} cannot be written.",

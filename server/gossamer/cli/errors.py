@@ -122,6 +122,12 @@ def _catalog_rows() -> dict[type[BaseException], Row]:
             "The blob store cannot be used.",
             "Check GOSSAMER_BLOBS_URL, and the credentials and endpoint in the environment.",
         ),
+        catalog.BlobsNotOurs: lambda e: (
+            "The blob store is not the one of this registry.",
+            _line(e.why) + ".",
+            "Check GOSSAMER_BLOBS_URL, GOSSAMER_DATABASE_URL and --data-dir; if they are right, "
+            f"write {e.mark} into `owner` beside the folder `blobs`.",
+        ),
         catalog.StoreFull: _because("The disk is full.", "Make room, then try again."),
         catalog.QuotaExceeded: _because(
             "The tenant's quota is used up.", "Delete what is no longer needed."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Our own format, which is no row of the registry: it needs no base and has a coding.
 _PACKED = "packed"
+#: The one format that writes as many files as it takes.
+_SHARDED = "merged"
 
 
 def export(
@@ -64,9 +66,11 @@ def export(
     ],
     values: Values = None,
     shard_size: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="Of a merged model: its files' largest size."),
-    ] = "4GiB",
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Of a merged model: its files' largest size.  [default: 4GiB]"
+        ),
+    ] = None,
     coding: Annotated[
         Literal["auto", "raw", "zstd"] | None,
         typer.Option(help="Of a packed file.  [default: auto]", show_default=False),
@@ -88,13 +92,19 @@ def export(
     if to == _PACKED:
         if values is not None:
             raise typer.BadParameter("a packed file keeps its values", param_hint="--values")
+        for option, given in (("--base", base), ("--data-dir", data_dir)):
+            if given is not None:
+                raise typer.BadParameter("a packed file needs no base", param_hint=option)
+        _check_shards(to, shard_size)
         _repack(source, out, coding or "auto", force, _From(url, key), output)
         return
     if coding is not None or force:
         option = "--force" if force else "--coding"
         raise typer.BadParameter("only a packed file has it", param_hint=option)
-    options = ExportOptions(values, parse_size(shard_size))
     exporter = _exporter(to)
+    options = ExportOptions(values)
+    if (shard_bytes := _check_shards(to, shard_size)) is not None:
+        options = replace(options, shard_bytes=shard_bytes)
     check_folder(out)
     settings = load_settings(base=base, data_dir=data_dir)
     with refusals(f"{source} cannot be exported."), _From(url, key).file(source, output) as file:
@@ -115,6 +125,13 @@ def export(
     tell(output, document, f"{out}  {size(nbytes)}  {', '.join(made.files)}")
 
 
+def _check_shards(to: str, size: str | None) -> int | None:
+    """The size in bytes, where the format has files of a largest size."""
+    if size is not None and to != _SHARDED:
+        raise typer.BadParameter("only a merged model has it", param_hint="--shard-size")
+    return None if size is None else parse_size(size)
+
+
 @dataclass(frozen=True)
 class _From:
     """The server that references are looked up on."""
@@ -132,7 +149,7 @@ class _From:
         from gossamer.cli.adapters import download
         from gossamer.cli.remote import Server
 
-        if Path(source).exists():
+        if Path(source).is_file():  # a folder may well be called as the adapter is
             yield Path(source)
             return
         if source.endswith(".safetensors") or source.startswith((".", "/", "~")):

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import httpx
+
 from gossamer.cli.errors import CommandError
 from gossamer.cli.output import Output
 
@@ -14,12 +16,26 @@ if TYPE_CHECKING:
 
     from gossamer.cli.remote import Server
 
+#: A server converts one adapter at a time and says nothing meanwhile: as long as it takes uploads,
+#: 16 by default, each of which may be a minute's work.
+_CONVERTED = httpx.Timeout(60.0, connect=10.0, read=1800.0)
+
+
+def is_whole_adapter(file: Path) -> bool:
+    """Whether a file is called as an adapter of another library that is no more than that file: a
+    server knows it by its name, and takes it all the same if it is a packed one."""
+    from gossamer.store.exchange.files import Files
+    from gossamer.store.exchange.registry import importers
+
+    files = Files.at(file)
+    return any(importer.detect(files) for importer in importers(uploadable=True).values())
+
 
 def push_folder(
     server: Server, name: str, folder: Path, output: Output, *, activate: bool = True
 ) -> dict[str, Any]:
-    """Upload the files of a folder that make an adapter, with a bar; the version as the server
-    describes it.
+    """Upload the files of a folder that make an adapter, or the one file, with a bar; the version
+    as the server describes it.
 
     Raises:
         CommandError: they are none that a server takes.
@@ -33,6 +49,7 @@ def push_folder(
     files = Files.at(folder)
     try:
         form = uploadable_format(files)
+        importers()[form].look(files)  # a server sees only what is sent
     except AdapterFileError as error:
         raise _unsendable(folder, error.message) from error
     reads = importers()[form].reads
@@ -48,6 +65,7 @@ def push_folder(
         return server.call(
             "POST",
             "/v1/adapters",
+            timeout=_CONVERTED,
             data={"name": name, "activate": str(activate).lower()},
             files=[("files", part) for part in parts],
         )

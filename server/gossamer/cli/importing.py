@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossamer.cli.destination import check_server
 from gossamer.cli.drafts import check_file, draft_of
+from gossamer.cli.errors import CommandError
 from gossamer.cli.exchange import (
     Force,
     Values,
@@ -25,9 +28,9 @@ from gossamer.cli.options import DEFAULT_URL, AsJson, Base, DataDir, Key, Url, l
 from gossamer.cli.output import Output, size
 
 if TYPE_CHECKING:
-    from gossamer.api.settings import Settings
     from gossamer.store.delta import ValueDtype
-    from gossamer.store.exchange.formats import Imported
+    from gossamer.store.exchange.base import BaseWeights
+    from gossamer.store.exchange.formats import Imported, ImportOptions
     from gossamer.store.format import Written
 
 
@@ -80,11 +83,18 @@ def import_(
         check_file(out, remedy="Give --force, or another --out.", force=force)
     settings, output = load_settings(base=base, data_dir=data_dir), Output(as_json)
     with refusals(f"{source} cannot be imported."):
-        form, imported = _read(source, from_, values, density, settings, output)
+        form, read = _choose(source, from_, density)
+        weights = open_weights(settings, output)
+        if push is not None:  # a mistake that shows after the conversion costs all of it
+            check_server(url, key, push, weights)
+        imported = read(weights, _options(values, density))
         with _file(out) as file:
             with draft_of(file) as draft:
                 written = pack(imported.delta_set, draft)
-            version = None if push is None else _push(url, key, push, file, output)
+            version = None
+            if push is not None:
+                with _kept(out, push):
+                    version = _push(url, key, push, file, output)
     warnings = [*imported.warnings, *_size_warnings(written)]
     if not imported.delta_set.base_fingerprint and version is None:  # else the server says so
         warnings.append("The files do not say which base they are for; names and shapes match.")
@@ -99,17 +109,11 @@ def import_(
     tell(output, document, line(document, out or f"{push} ({url})"))
 
 
-def _read(
-    source: Path,
-    form: str | None,
-    values: ValueDtype | None,
-    density: float | None,
-    settings: Settings,
-    output: Output,
-) -> tuple[str, Imported]:
-    """The format's name, and what was read."""
+def _choose(
+    source: Path, form: str | None, density: float | None
+) -> tuple[str, Callable[[BaseWeights, ImportOptions], Imported]]:
+    """The format's name, and what reads the source."""
     from gossamer.store.exchange.files import Files
-    from gossamer.store.exchange.formats import ImportOptions
     from gossamer.store.exchange.registry import detect, importers
 
     files, known = Files.at(source), importers()
@@ -117,11 +121,14 @@ def _read(
     importer = known[form]
     if density is not None and not importer.takes_density:
         raise typer.BadParameter(f"{form} has no choice of it", param_hint="--density")
-    weights = open_weights(settings, output)
+    return form, partial(importer.read, files)
 
+
+def _options(values: ValueDtype | None, density: float | None) -> ImportOptions:
     from gossamer.base.unpickle import unpickle
+    from gossamer.store.exchange.formats import ImportOptions
 
-    return form, importer.read(files, weights, ImportOptions(values, density, unpickle))
+    return ImportOptions(values, density, unpickle)
 
 
 @contextmanager
@@ -132,6 +139,19 @@ def _file(out: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="gossamer-import-") as folder:
         yield Path(folder) / "adapter.safetensors"
+
+
+@contextmanager
+def _kept(out: Path | None, name: str) -> Iterator[None]:
+    """A push that fails need not be preceded by another conversion, if there is a file."""
+    try:
+        yield
+    except CommandError as error:
+        if out is None:
+            raise
+        remedy = f"{out} is there; when that is mended: gossamer adapters push {name} {out}"
+        why = f"{error.why.rstrip('.')}. {error.remedy}"
+        raise CommandError(error.what, why, remedy, code=error.code) from error
 
 
 def _push(url: str, key: str, name: str, file: Path, output: Output) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def open_store(settings: Settings, base: BaseFiles) -> Store:
     """The registry and the blobs that the settings name, for adapters of `base`; not its owner.
 
     Raises:
-        RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull, BlobStoreFailed
+        RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull, BlobStoreFailed, BlobsNotOurs
     """
     from gossamer.store.catalog.opening import Store
     from gossamer.store.catalog.views import BaseInfo

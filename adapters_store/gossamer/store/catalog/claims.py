@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from gossamer.store.catalog.errors import CatalogError, UploadInterrupted
+from gossamer.store.catalog.moving import settle_move
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.removing import collect_quietly
 from gossamer.store.registry.models import ACTIVE, CORRUPT, Blob, Upload, Version
@@ -21,9 +22,17 @@ from gossamer.store.registry.models import ACTIVE, CORRUPT, Blob, Upload, Versio
 log = logging.getLogger(__name__)
 
 
-def claim(session: Session, upload_id: str, blob_id: str, nbytes: int, now: datetime) -> None:
-    """Claim a blob, its row made if missing; the row stays locked until the transaction ends."""
-    _ensure_blob(session, blob_id, nbytes, now)
+def claim(
+    parts: Parts, session: Session, upload_id: str, blob_id: str, nbytes: int, now: datetime
+) -> None:
+    """Claim a blob, its row made if missing; the row stays locked until the transaction ends.
+
+    Raises:
+        BlobMoving: it is on its way out; see `waiting_for_moves`.
+    """
+    row = _ensure_blob(session, blob_id, nbytes, now)
+    settle_move(session, row, parts.moving, owner=parts.owner)
+    row.claims += 1
     session.add(Upload(id=upload_id, blob_id=blob_id, started_at=now))
     session.flush()
 
@@ -58,11 +67,14 @@ def abandon(parts: Parts, upload_id: str, blob_id: str) -> None:
     collect_quietly(parts, blob_id)
 
 
-def _ensure_blob(session: Session, blob_id: str, nbytes: int, now: datetime) -> None:
-    if session.get(Blob, blob_id, with_for_update=True) is not None:
-        return
+def _ensure_blob(session: Session, blob_id: str, nbytes: int, now: datetime) -> Blob:
+    row = session.get(Blob, blob_id, with_for_update=True)
+    if row is not None:
+        return row
+    row = Blob(id=blob_id, nbytes=nbytes, created_at=now)
     try:
         with session.begin_nested():
-            session.add(Blob(id=blob_id, nbytes=nbytes, created_at=now))
+            session.add(row)
+        return row
     except IntegrityError:  # another process was faster; then it is there to be locked
-        session.get_one(Blob, blob_id, with_for_update=True)
+        return session.get_one(Blob, blob_id, with_for_update=True)

@@ -187,6 +187,14 @@ class BlobCorrupt(CatalogError):
         super().__init__(f"Blob {blob_id} reads back with sha256 {found}.")
 
 
+class BlobMoving(CatalogError):
+    """The blob is being removed or moved aside: whoever wants to claim it waits."""
+
+    def __init__(self, blob_id: str) -> None:
+        self.blob_id = blob_id
+        super().__init__(f"Blob {blob_id} is being taken away.")
+
+
 class BlobStoreFailed(CatalogError):
     """503: the blob store answered an operation with an error of its own."""
 
@@ -202,6 +210,15 @@ class BlobsUrlInvalid(CatalogError):
     def __init__(self, why: str) -> None:
         self.why = why
         super().__init__(f"The URL of the blob store cannot be used: {why}.")
+
+
+class BlobsNotOurs(CatalogError):
+    """At start only: the blob store is another registry's, or not the one that this registry's
+    blobs are in. `mark` is what it would have to be marked with."""
+
+    def __init__(self, why: str, mark: str) -> None:
+        self.why, self.mark = why, mark
+        super().__init__(f"The blob store is not the one of this registry: {why}.")
 
 
 class StoreFull(CatalogError):

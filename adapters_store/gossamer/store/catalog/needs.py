@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gossamer.store.registry.job_models import FINISHED, Job
-from gossamer.store.registry.models import TOMBSTONED, File, Upload, Version
+from gossamer.store.registry.models import ACTIVE, TOMBSTONED, File, Upload, Version
 
 _VERSIONS = sa.select(Version.blob_id).where(Version.status != TOMBSTONED)
 #: A job reads its files when its turn comes, which may be long after their deletion.
@@ -41,6 +41,12 @@ def is_a_files(session: Session, blob_id: str) -> bool:
 def needed_blobs(session: Session) -> set[str]:
     """Every blob for which `is_needed` says yes."""
     return set(session.execute(_VERSIONS.union(_FILES)).scalars())
+
+
+def usable_blobs(session: Session) -> set[str]:
+    """Those of them that should be there: not of versions that were found damaged."""
+    versions = sa.select(Version.blob_id).where(Version.status == ACTIVE)
+    return set(session.execute(versions.union(_FILES)).scalars())
 
 
 def is_claimed(session: Session, blob_id: str) -> bool:

@@ -20,6 +20,7 @@ from gossamer.store.blobs import RESERVE_BYTES, UPLOAD_BYTES, Blobs
 from gossamer.store.blobs_url import check_blobs_url
 from gossamer.store.catalog.door import Catalog
 from gossamer.store.catalog.errors import AlreadyOwned
+from gossamer.store.catalog.owning import check_owner
 from gossamer.store.catalog.views import BaseInfo, StoreLimits
 from gossamer.store.clock import utc_now
 from gossamer.store.failpoints import Hook, ignore
@@ -71,6 +72,7 @@ class Store:
         AlreadyOwned: another server process runs on this folder.
         BlobsUrlInvalid: before anything is made.
         BlobStoreFailed: the blob store does not answer, does not let us in, or is not there.
+        BlobsNotOurs: it is another registry's, or not where this one's blobs are.
         RegistryTooNew, RegistryBusy, KeySecretUnsafe, StoreFull
     """
 
@@ -110,6 +112,7 @@ class Store:
             )
             if blobs_url is not None:  # a bucket that is not there must not pass for an empty one
                 blobs.check()
+            check_owner(self.registry, blobs)
             self.catalog = Catalog(
                 self.registry,
                 blobs,

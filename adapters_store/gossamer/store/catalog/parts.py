@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from gossamer.store.blobs import Blobs
 from gossamer.store.catalog.holds import Holds
+from gossamer.store.catalog.moving import Moving
 from gossamer.store.catalog.views import BaseInfo, StoreLimits
 from gossamer.store.failpoints import Hook
 from gossamer.store.registry.database import Registry
@@ -25,3 +26,4 @@ class Parts:
     owner: bool
     failpoint: Hook
     holds: Holds
+    moving: Moving = field(default_factory=Moving)

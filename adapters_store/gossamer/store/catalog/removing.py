@@ -2,8 +2,9 @@
 
 A delete is a tombstone: one transaction, after which nothing resolves to the version. Its blob goes
 later, in the server process only, when no version, no file, no upload in progress and no hold needs
-it. The blob's row is locked from that decision until the file is gone, so no upload can come in
-between. Files are deleted the same way (`gossamer.store.files`).
+it: one transaction decides that and marks the blob's row as moving, which no upload can claim; then
+the bytes go, while nobody waits for the registry; a last transaction removes the row
+(`gossamer.store.catalog.moving`). Files are deleted the same way (`gossamer.store.files`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from gossamer.store.catalog.errors import (
     AdapterCorrupt,
@@ -24,6 +26,7 @@ from gossamer.store.catalog.errors import (
     CurrentVersion,
     NotOwner,
 )
+from gossamer.store.catalog.moving import end_move
 from gossamer.store.catalog.needs import is_a_versions, is_claimed, is_needed, needed_blobs
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.reading import find_live_adapter, live_versions
@@ -100,6 +103,24 @@ def collect(parts: Parts, blob_id: str) -> bool:
     """
     if not parts.owner:
         raise NotOwner("unlink a blob")
+    with parts.moving.turn(blob_id) as mine:
+        if not mine or not _begin_removal(parts, blob_id):
+            return False
+        parts.failpoint(Failpoint.DELETE_CLAIMED)
+        try:
+            parts.blobs.delete(blob_id)
+        except BaseException:
+            end_move(parts.registry, blob_id)
+            raise
+        parts.failpoint(Failpoint.DELETE_UNLINKED)
+        with parts.registry.write() as session:
+            session.execute(sa.delete(Blob).where(Blob.id == blob_id))
+    parts.failpoint(Failpoint.DELETE_COLLECTED)
+    return True
+
+
+def _begin_removal(parts: Parts, blob_id: str) -> bool:
+    """Mark a blob as moving unless something needs it; whether it is."""
     with parts.registry.write() as session:
         row = session.get(Blob, blob_id, with_for_update=True)
         if row is None or is_needed(session, blob_id):
@@ -111,11 +132,7 @@ def collect(parts: Parts, blob_id: str) -> bool:
         session.execute(stale)
         if is_claimed(session, blob_id) or not parts.holds.claim(blob_id):
             return False
-        parts.failpoint(Failpoint.DELETE_CLAIMED)
-        parts.blobs.delete(blob_id)
-        parts.failpoint(Failpoint.DELETE_UNLINKED)
-        session.delete(row)
-    parts.failpoint(Failpoint.DELETE_COLLECTED)
+        row.moving = True
     return True
 
 
@@ -132,8 +149,8 @@ def collect_quietly(parts: Parts, blob_id: str) -> None:
 
 
 def quarantine(parts: Parts, digest: str, blob_id: str) -> None:
-    """Mark a blob's versions corrupt and move it aside; returns normally only if, looked at again
-    under its lock, it is whole.
+    """Mark a blob's versions corrupt and move it aside; returns normally only if, looked at again,
+    it is whole.
 
     Raises:
         AdapterCorrupt: it is damaged or gone.
@@ -149,34 +166,58 @@ def quarantine(parts: Parts, digest: str, blob_id: str) -> None:
 
 
 def set_aside(parts: Parts, blob_id: str, user: str) -> str | None:
-    """Look at a blob that read back wrong again, under its lock. If it is damaged and needed, its
-    versions become corrupt, and the owner moves it aside.
+    """Look again at a blob that read back wrong. If it is damaged and needed, its versions become
+    corrupt, and the owner moves it aside.
 
     Args:
         user: whose bytes these are, for the log.
 
     Returns what is wrong with it, or None if it is whole.
     """
-    with parts.registry.write() as session:
-        session.get(Blob, blob_id, with_for_update=True)
-        try:
-            with parts.blobs.checkout(blob_id):
-                return None
-        except (BlobCorrupt, BlobMissing) as error:
-            why = "missing" if isinstance(error, BlobMissing) else "its bytes have changed"
-        if not is_needed(session, blob_id):
+    with parts.registry.read() as session:
+        before = _uploads_of(session, blob_id)
+    try:
+        with parts.blobs.checkout(blob_id):
+            return None
+    except (BlobCorrupt, BlobMissing) as error:
+        why = "missing" if isinstance(error, BlobMissing) else "its bytes have changed"
+    with parts.moving.turn(blob_id) as mine:
+        if not mine or not _mark_corrupt(parts, blob_id, before):
             return why
-        # An upload that is putting the same bytes is about to restore them: leave it alone.
-        if not is_claimed(session, blob_id):
-            session.execute(
-                sa.update(Version)
-                .where(Version.blob_id == blob_id, Version.status == ACTIVE)
-                .values(status=CORRUPT)
-            )
-            if parts.owner:
+        if parts.owner:
+            try:
                 parts.blobs.quarantine(blob_id)
+            finally:
+                end_move(parts.registry, blob_id)
     log.error("blob %s of %s is quarantined: %s", blob_id, user, why)
     return why
+
+
+def _mark_corrupt(parts: Parts, blob_id: str, before: tuple[int, bool]) -> bool:
+    """Mark a blob's versions corrupt, and the blob as moving where it will be; whether it was to be
+    done: it is needed, and its bytes are still those that were looked at.
+
+    An upload of the same bytes restores them. There was none if none was under way before they were
+    looked at, none is now, and none has begun since.
+    """
+    with parts.registry.write() as session:
+        row = session.get(Blob, blob_id, with_for_update=True)
+        is_calm = before == _uploads_of(session, blob_id) and not before[1]
+        if row is None or not is_needed(session, blob_id) or not is_calm:
+            return False
+        session.execute(
+            sa.update(Version)
+            .where(Version.blob_id == blob_id, Version.status == ACTIVE)
+            .values(status=CORRUPT)
+        )
+        row.moving = parts.owner
+    return True
+
+
+def _uploads_of(session: Session, blob_id: str) -> tuple[int, bool]:
+    """How many uploads of a blob have begun, and whether one is under way."""
+    row = session.get(Blob, blob_id)
+    return (0 if row is None else row.claims), is_claimed(session, blob_id)
 
 
 def recover(parts: Parts) -> Recovered:
@@ -197,6 +238,11 @@ def recover(parts: Parts) -> Recovered:
         session.execute(sa.delete(Upload).where(Upload.started_at < limit))
         known = set(session.execute(sa.select(Blob.id)).scalars())
         needed = needed_blobs(session)
+        # What a crash left marked as moving; the others of them are garbage.
+        moving = sa.select(Blob).where(Blob.moving).with_for_update()
+        for row in session.execute(moving).scalars():
+            if row.id in needed and row.id not in parts.moving:
+                row.moving = False
     # A file without a row gets one, so that there is a row to lock while it is removed.
     strays = [s for s in parts.blobs.list() if s.blob_id not in known and s.modified < limit]
     for stray in strays:

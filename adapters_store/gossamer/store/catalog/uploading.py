@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from gossamer.store.catalog.claims import abandon, claim, settle
 from gossamer.store.catalog.intake import Facts
+from gossamer.store.catalog.moving import waiting_for_moves
 from gossamer.store.catalog.parts import Parts
 from gossamer.store.catalog.quota import Wanted, check_quota
 from gossamer.store.catalog.reading import version_info
@@ -52,7 +53,7 @@ class Order:
 def upload(parts: Parts, order: Order, spool: Spool, facts: Facts) -> VersionInfo:
     """Store a validated upload. See `door.Catalog.upload` for the contract."""
     upload_id = secrets.token_hex(16)
-    known = _stage(parts, order, facts, upload_id)
+    known = waiting_for_moves(parts.registry, lambda: _stage(parts, order, facts, upload_id))
     if known is not None:
         return known
     try:
@@ -78,7 +79,7 @@ def _stage(parts: Parts, order: Order, facts: Facts, upload_id: str) -> VersionI
             return _finish(session, order, adapter, version)
         if version is None:
             _make_room(parts, session, tenant, adapter, order, facts)
-        claim(session, upload_id, facts.blob_id, facts.nbytes, now)
+        claim(parts, session, upload_id, facts.blob_id, facts.nbytes, now)
         parts.failpoint(Failpoint.UPLOAD_STAGING)
     parts.failpoint(Failpoint.UPLOAD_STAGED)
     return None

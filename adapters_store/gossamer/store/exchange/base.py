@@ -31,11 +31,17 @@ class BaseWeights(Protocol):
         """Name → shape of every parameter of the loaded model, a tied one under its first name."""
 
     @property
+    def aliases(self) -> Mapping[str, str]:
+        """The other names of tied parameters → the first one, which `parameters` has."""
+
+    @property
     def folder(self) -> Path | None:
         """The model's Hugging Face directory; None where only names and shapes are known."""
 
     def read(self, name: str) -> tuple[NDArray[Any], ValueDtype]:
-        """A parameter as its file stores it: its carrier of `parameters[name]`, and the dtype.
+        """A parameter as its file stores it: its carrier of its shape, and the dtype.
+
+        Any name of a tied parameter reads it.
 
         Raises:
             AdapterFileError: `unsupported_module`, the files hold no weight of that name, or the

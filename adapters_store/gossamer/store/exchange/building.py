@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -47,22 +48,20 @@ def element_delta(
     if outside.any():
         at = int(outside.argmax())
         _refuse(name, f"position {positions[at]} is not in [0, {size})", at)
+    del outside
     order: NDArray[np.intp] | None = None  # of the file's entries in the result
-    rising = positions[1:] > positions[:-1]
-    if not rising.all():
+    if not (positions[1:] > positions[:-1]).all():
         order = np.argsort(positions, kind="stable")
         positions, values = positions[order], values[order]
-        again = np.flatnonzero(positions[1:] == positions[:-1])
-        if again.size and duplicates == "refuse":
-            at = int(order[again[0] + 1])
-            _refuse(name, f"position {positions[again[0]]} is there twice", at)
-        if again.size:
-            starts = np.flatnonzero(np.concatenate([[True], positions[1:] != positions[:-1]]))
-            with np.errstate(
-                invalid="ignore", over="ignore"
-            ):  # what is not finite is refused below
-                values, dtype = np.add.reduceat(from_carrier(values, dtype), starts), "F32"
-            positions, order, rounded_to = positions[starts], order[starts], rounded_to or dtype
+        new = np.concatenate([[True], positions[1:] != positions[:-1]])
+        if not new.all():
+            if duplicates == "refuse":
+                again = int(new.argmin())
+                _refuse(name, f"position {positions[again]} is there twice", int(order[again]))
+            values, dtype = _sums(values, dtype, new), "F32"
+            rounded_to = rounded_to or dtype
+            positions = positions[new]  # one after the other: they are what takes the memory
+            order = order[new]
     target = rounded_to or dtype
     if target != dtype:
         values = from_carrier(values, dtype)
@@ -89,7 +88,29 @@ def row_major(
         if outside.any():
             at = int(outside.argmax())
             _refuse(name, f"{what} {axis[at]} is not in [0, {size})", at)
-    return rows * shape[1] + columns
+    positions: NDArray[np.int64] = rows * shape[1]
+    positions += columns
+    return positions
+
+
+def check_count(name: str, shape: tuple[int, ...], count: int) -> None:
+    """Whether a weight may have so many entries, before they are read.
+
+    Raises:
+        AdapterFileError: it has not as many elements, and no library writes more.
+    """
+    if count > (size := math.prod(shape)):
+        _refuse(name, f"{count} entries, and the weight has {size} elements")
+
+
+def _sums(values: NDArray[Any], dtype: ValueDtype, new: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """float32 sums of the runs that begin where `new` is set."""
+    wide = values if dtype == "F32" else from_carrier(values, dtype)
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # what is not finite is refused with the rest
+        sums: NDArray[np.float32] = np.add.reduceat(wide, np.flatnonzero(new))
+    return sums
 
 
 def _refuse(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gossamer.store.errors import AdapterFileError, printable
 from gossamer.store.exchange.base import BaseWeights
 from gossamer.store.exchange.files import Files
-from gossamer.store.exchange.names import check_known
+from gossamer.store.exchange.names import check_known, shape_of
 from gossamer.store.exchange.shards import Shards, Stored, loaded_names, prefixes_of
 from gossamer.store.format.container import invalid
 
@@ -75,7 +75,7 @@ class Matched:
 
 
 def match(files: Files, base: BaseWeights) -> Matched:
-    """The checkpoint's tensors; only headers are read, but for what may be tied.
+    """The checkpoint's tensors; only headers are read.
 
     Raises:
         AdapterFileError: malformed; `base_model_mismatch`; `unsupported_module` where the
@@ -90,12 +90,13 @@ def match(files: Files, base: BaseWeights) -> Matched:
             invalid(f"{both} are the same weight", key)
         places[own] = shards.tensors[key]
     twins, ignored, unknown = _others(shards, base, names)
-    _check_vocabulary(base, places)
+    second = {base.aliases[twin.own]: twin.stored for twin in twins}
+    _check_vocabulary(base, {**second, **places})
     shapes = {own: stored.shape for own, stored in places.items()}
     check_known(base, {**shapes, **{key: shards.tensors[key].shape for key in unknown}})
-    twins += _missing(base, places)
+    twins += _missing(base, places, second.keys() - base.table.keys())
     for twin in twins:
-        if twin.stored.shape != base.read(twin.own)[0].shape:
+        if twin.stored.shape != shape_of(base, twin.own):
             invalid(f"it has the shape {list(twin.stored.shape)}", twin.name)
     return Matched(shards, places, tuple(twins), tuple(ignored))
 
@@ -112,20 +113,11 @@ def _others(
             continue
         if _BUFFERS.fullmatch(key):
             ignored.append(key)
-        elif _readable(base, key):
+        elif key in base.aliases:
             twins.append(Twin(key, stored, key))
         else:
             unknown.append(key)
     return twins, ignored, unknown
-
-
-def _readable(base: BaseWeights, name: str) -> bool:
-    """Whether the base knows a name that is not among its parameters: the second of a tied one."""
-    try:
-        base.read(name)
-    except AdapterFileError:
-        return False
-    return True
 
 
 def _check_vocabulary(base: BaseWeights, places: Mapping[str, Stored]) -> None:
@@ -142,13 +134,18 @@ def _check_vocabulary(base: BaseWeights, places: Mapping[str, Stored]) -> None:
             )
 
 
-def _missing(base: BaseWeights, places: Mapping[str, Stored]) -> list[Twin]:
+def _missing(
+    base: BaseWeights, places: Mapping[str, Stored], second: Collection[str]
+) -> list[Twin]:
     """What the base has and the checkpoint has not: nothing, but for a head that is tied there.
+
+    Args:
+        second: tied parameters that are there under their second names.
 
     Raises:
         AdapterFileError: `base_model_mismatch`
     """
-    missing = [own for own in base.parameters if own not in places]
+    missing = [own for own in base.parameters if own not in places and own not in second]
     if len(missing) == 1 and missing[0] not in base.table:
         (head,) = missing
         shape = base.parameters[head]

@@ -1,9 +1,11 @@
 """composable-sft (lottery-ticket sparse fine-tuning): column-major positions, in a pickle.
 
-`pytorch_diff.bin` holds `{"body": {parameter: difference}}`, and `"head"` where there is one. A
-difference is `{"size", "index_steps", "values"}`: the steps between ascending positions, where the
-FIRST dimension runs fastest (index = row + column * rows); or, in files of the first releases, a
-sparse tensor of PyTorch.
+`pytorch_diff.bin` holds `{"diffs": {parameter: difference}, "abs": {parameter: tensor}}`; the
+latter is what replaces a parameter whole, such as a head for a task. Earlier versions call them
+`"body"` and `"head"`, and leave the latter out where there is none. A difference is
+`{"size", "index_steps", "values"}`: the steps between ascending positions, where the FIRST
+dimension runs fastest (index = row + column * rows); or, in earlier files, a sparse tensor of
+PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from gossamer.store.exchange.base import BaseWeights
 from gossamer.store.exchange.building import element_delta, row_major
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import Format, Imported, Importer, ImportOptions
-from gossamer.store.exchange.names import check_names
+from gossamer.store.exchange.names import check_names, shape_of
 from gossamer.store.exchange.pickles import PickledSparse, floats, integers, named, unpickled
 from gossamer.store.exchange.records import imported, sum_warnings
 from gossamer.store.format.container import invalid
@@ -29,7 +31,11 @@ from gossamer.store.values import ValueDtype
 
 _NAME = "composable-sft"
 _FILE = "pytorch_diff.bin"
+#: What holds the differences, and what holds whole parameters: now, and in earlier versions.
+_LAYOUTS = (("diffs", "abs"), ("body", "head"))
 _ENCODED = {"size", "index_steps", "values"}
+_MAX_DIMENSIONS = 8
+_MAX_SIDE = 2**62
 
 
 def _detect(files: Files) -> bool:
@@ -38,18 +44,12 @@ def _detect(files: Files) -> bool:
 
 def _read(files: Files, base: BaseWeights, options: ImportOptions) -> Imported:
     found = unpickled(files, _FILE, options)
-    if "body" not in found or not found.keys() <= {"body", "head"}:
-        invalid(f"{_FILE} must hold 'body', and nothing else but 'head'")
-    if found.get("head") not in (None, {}):
-        message = f"{_FILE} holds a head for another task, which this server cannot apply"
-        raise AdapterFileError("unsupported_module", message, tensor="head")
-    body = named(found["body"], "'body'")
-    if not body:
-        invalid(f"{_FILE} holds no differences")
+    body = _differences(found)
     sizes = {name: _size(name, difference) for name, difference in body.items()}
     filled = [name for name in body if _count(name, body[name])]
     # Also the empty ones: a parameter that the base does not have is another model's.
-    check_names(base, {n: s for n, s in sizes.items() if n in filled or n not in base.parameters})
+    unknown = [name for name in body if shape_of(base, name) is None]
+    check_names(base, {name: sizes[name] for name in (*unknown, *filled)})
     deltas = {
         name: _delta(name, base.table[name], body[name], options)
         for name in sorted(filled, key=str.encode)
@@ -58,6 +58,27 @@ def _read(files: Files, base: BaseWeights, options: ImportOptions) -> Imported:
     summed = entries - sum(delta.nnz for delta in deltas.values())
     facts = {"empty_skipped": len(body) - len(deltas), "duplicates_summed": summed}
     return imported(_NAME, base, "", deltas, record={}, facts=facts, warnings=sum_warnings(summed))
+
+
+def _differences(found: Mapping[str, Any]) -> dict[str, Any]:
+    """By parameter.
+
+    Raises:
+        AdapterFileError: there are none; `unsupported_module`, a parameter is there whole.
+    """
+    for diffs, whole in _LAYOUTS:
+        if diffs in found and found.keys() <= {diffs, whole}:
+            break
+    else:
+        wanted = " or ".join(f"{diffs!r} (and {whole!r})" for diffs, whole in _LAYOUTS)
+        invalid(f"{_FILE} must hold {wanted}, and nothing else")
+    if found.get(whole) not in (None, {}):
+        message = f"{_FILE} holds whole parameters ({whole!r}), which this server cannot apply"
+        raise AdapterFileError("unsupported_module", message, tensor=whole)
+    body = named(found[diffs], repr(diffs))
+    if not body:
+        invalid(f"{_FILE} holds no differences")
+    return body
 
 
 def _size(name: str, difference: Any) -> tuple[int, ...]:
@@ -72,7 +93,11 @@ def _size(name: str, difference: Any) -> tuple[int, ...]:
         wanted = ", ".join(sorted(_ENCODED))
         invalid(f"the difference is neither a sparse tensor nor a dict of {wanted}", name)
     size = difference["size"]
-    if not isinstance(size, tuple) or not all(type(side) is int and side >= 0 for side in size):
+    if (
+        not isinstance(size, tuple)
+        or len(size) > _MAX_DIMENSIONS
+        or not all(type(side) is int and 0 <= side < _MAX_SIDE for side in size)
+    ):
         invalid("size is no shape", name)
     return size
 

@@ -75,6 +75,10 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
+def _nothing_to_see(_: Files) -> None:
+    """Of a format that keeps everything in the files that it reads."""
+
+
 @dataclass(frozen=True)
 class Importer:
     """Reads a foreign adapter.
@@ -86,8 +90,10 @@ class Importer:
         uploadable: also taken as it is over HTTP: no pickle, and nothing that needs the base's
             weights.
         takes_density: whether `ImportOptions.density` means something.
-        reads: of an uploadable format: the names of all files that it looks at, some of which may
-            be missing. What else lies beside them is not sent, or not read.
+        reads: of an uploadable format: the names of all files that it reads, some of which may be
+            missing. What else lies beside them is not sent, or not read.
+        look: raises AdapterFileError where files that it does not read, by their names, are a part
+            of the adapter that would be lost; `read` does so too.
     """
 
     detect: Callable[[Files], bool]
@@ -95,6 +101,7 @@ class Importer:
     uploadable: bool = False
     takes_density: bool = False
     reads: tuple[str, ...] = ()
+    look: Callable[[Files], None] = _nothing_to_see
 
 
 #: Writes an adapter into an empty folder; may raise `AdapterFileError` where the format cannot say

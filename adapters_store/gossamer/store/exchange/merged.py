@@ -29,7 +29,14 @@ from gossamer.store.exchange.shards import (
 )
 from gossamer.store.exchange.tensors import DTYPES
 from gossamer.store.exchange.writing import Planned, write_json, write_tensors
-from gossamer.store.values import CARRIER, ValueDtype, from_carrier, to_carrier
+from gossamer.store.values import (
+    CARRIER,
+    ValueDtype,
+    from_carrier,
+    infinity_bits,
+    magnitude_bits,
+    to_carrier,
+)
 
 _CONFIG = "config.json"
 #: What makes the files of weights a model that people can talk to, and what they may do with it.
@@ -80,14 +87,34 @@ class _Merge:
         own, dtype = self.shards.read_values(stored)
         wanted = cast(ValueDtype, target)
         made = own if dtype == wanted else to_carrier(from_carrier(own, dtype), wanted)
-        if delta is None or name is None:
-            return made
-        positions, difference = delta.elements()
-        sums, same = added(name, own.reshape(-1)[positions], dtype, difference, wanted)
-        self.absorption.count(name, difference, same)
-        changed = np.array(made)
-        changed.reshape(-1)[positions] = sums
-        return changed
+        if delta is not None and name is not None:
+            positions, difference = delta.elements()
+            sums, same = added(name, own.reshape(-1)[positions], dtype, difference, wanted)
+            self.absorption.count(name, difference, same)
+            made = np.array(made)
+            made.reshape(-1)[positions] = sums
+        if dtype != wanted:
+            _check_rounded(stored.name, own, dtype, made, wanted)
+        return made
+
+
+def _check_rounded(
+    name: str, own: NDArray[Any], dtype: ValueDtype, made: NDArray[Any], target: ValueDtype
+) -> None:
+    """Whether what is finite in the base still is.
+
+    Raises:
+        AdapterFileError: a value is not.
+    """
+    where = np.flatnonzero(magnitude_bits(made, target) >= infinity_bits(target))
+    before = from_carrier(own.reshape(-1)[where], dtype)
+    lost = before[np.isfinite(before)]
+    if lost.size:
+        raise AdapterFileError(
+            "unsupported_module",
+            f"{printable(name)}: {lost[0]:g} of the base is not finite in {target}",
+            tensor=name,
+        )
 
 
 def _write(

@@ -11,6 +11,13 @@ from gossamer.store.exchange.base import BaseWeights
 #: What PEFT puts before a module's name: its own wrapper, and the tuner's.
 PEFT_PREFIX = "base_model.model."
 _NAMED = 3
+#: Of a shape, for messages: a file may say one of any length.
+_SHOWN_SIDES = 8
+
+
+def shape_of(base: BaseWeights, name: str) -> tuple[int, ...] | None:
+    """The shape of a parameter under any of its names; None where the base has none."""
+    return base.parameters.get(base.aliases.get(name, name))
 
 
 def check_known(
@@ -19,7 +26,8 @@ def check_known(
     """Whether the base has parameters of these names and shapes.
 
     Args:
-        wanted: name in the base's own naming → shape, where the file says one.
+        wanted: name in the base's own naming, also the second one of a tied parameter → shape,
+            where the file says one.
         made_for: the base that the file says it is for.
 
     Raises:
@@ -56,13 +64,18 @@ def check_names(
 
 
 def _mismatch(base: BaseWeights, name: str, shape: Sequence[int] | None) -> str:
-    own = base.table.get(name, base.parameters.get(name))
+    own = base.table.get(name, shape_of(base, name))
     if own is None:
         return f"{printable(name)} is unknown here"
     if shape is not None and tuple(shape) != own:
-        there, here = ("×".join(map(str, sizes)) for sizes in (shape, own))
+        there, here = map(_shown, (shape, own))
         return f"{printable(name)} is {there}, {here} here"
     return ""
+
+
+def _shown(shape: Sequence[int]) -> str:
+    more = ["…"] if len(shape) > _SHOWN_SIDES else []
+    return "×".join([*map(str, shape[:_SHOWN_SIDES]), *more])
 
 
 def refuse_module(name: str) -> NoReturn:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gossamer.store.delta import Delta
 from gossamer.store.errors import printable
-from gossamer.store.exchange.building import element_delta
+from gossamer.store.exchange.building import check_count, element_delta
 from gossamer.store.exchange.formats import ImportOptions
 from gossamer.store.exchange.peft_files import part_of
 from gossamer.store.exchange.tensors import TensorFile
@@ -35,6 +35,7 @@ def flat_delta(
     if len(wanted) != 1 or there != wanted:
         found = f"{printable(indices)} has the shape {list(there)}"
         invalid(f"{found}, {printable(values)} {list(wanted)}; both must be lists of one length")
+    check_count(name, shape, wanted[0])
     carried, dtype = tensors.read_values(values)
     positions = tensors.read_positions(indices)
     delta = element_delta(

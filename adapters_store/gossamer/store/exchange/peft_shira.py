@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.errors import AdapterFileError, printable
+from gossamer.store.exchange.adding import check_base
 from gossamer.store.exchange.base import BaseWeights
-from gossamer.store.exchange.building import element_delta, row_major
+from gossamer.store.exchange.building import check_count, element_delta, row_major
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import (
     Exported,
@@ -37,12 +38,13 @@ from gossamer.store.exchange.peft_files import (
 )
 from gossamer.store.exchange.records import imported, made_for, recorded, sum_warnings
 from gossamer.store.exchange.tensors import TensorFile
-from gossamer.store.exchange.writing import Planned, write_json, write_tensors
+from gossamer.store.exchange.writing import Planned, path_warnings, write_json, write_tensors
 from gossamer.store.format.container import invalid
 from gossamer.store.values import ValueDtype, magnitude_bits, to_carrier
 
 _NAME, _METHOD = "peft-shira", "SHIRA"
 _PATTERN = re.compile(r"(?P<module>.+)\.shira_(?P<part>indices|weight)", re.DOTALL)
+_BASE_KEY = "base_model_name_or_path"
 _MAX_RANK = 2**31
 _KEYS = ("r", "mask_type", "random_seed", "peft_version")
 
@@ -59,7 +61,7 @@ def _read(files: Files, base: BaseWeights, options: ImportOptions) -> Imported:
     rank = config.get("r")
     if type(rank) is not int or not 1 <= rank < _MAX_RANK:
         invalid(f"r in {CONFIG} must be an integer in [1, {_MAX_RANK})")
-    base_name = made_for(config, "base_model_name_or_path")
+    base_name = made_for(config, _BASE_KEY)
     deltas: dict[str, Delta] = {}
     padding = summed = 0
     with open_weights(files) as tensors:
@@ -92,6 +94,7 @@ def _check_count(base: BaseWeights, name: str, count: int, rank: int) -> None:
             f"the base {base.name}",
             tensor=name,
         )
+    check_count(name, base.table[name], count)
 
 
 def _delta(
@@ -108,8 +111,7 @@ def _delta(
     if tensors.info(indices).shape != wanted:
         found = list(tensors.info(indices).shape)
         invalid(f"{printable(indices)} has the shape {found}, not {list(wanted)}", indices)
-    rows, columns = tensors.read_positions(indices)
-    positions = row_major(name, shape, rows, columns)
+    positions = row_major(name, shape, *tensors.read_positions(indices))
     real = (positions != 0) | (magnitude_bits(values, dtype) != 0)
     if not real.all():
         positions, values = positions[real], values[real]
@@ -128,8 +130,8 @@ def _delta(
 def _write(
     delta_set: DeltaSet, base: BaseWeights, folder: Path, options: ExportOptions
 ) -> Exported:
+    check_base(delta_set, base)
     deltas = dict(sorted(delta_set.deltas.items(), key=lambda item: item[0].encode()))
-    check_names(base, {name: delta.shape for name, delta in deltas.items()})
     rank = _rank(deltas)
     dtype = options.value_dtype or "F32"
     plans: list[Planned] = []
@@ -142,7 +144,9 @@ def _write(
     write_tensors(folder / WEIGHTS, plans)
     write_json(folder / CONFIG, _config(base, deltas, rank))
     padding = sum(rank * sum(delta.shape) - delta.nnz for delta in deltas.values())
-    return Exported((CONFIG, WEIGHTS), {"r": rank, "padding": padding})
+    facts = {"r": rank, "padding": padding}
+    warnings = () if base.folder is None else path_warnings(CONFIG, _BASE_KEY)
+    return Exported((CONFIG, WEIGHTS), facts, warnings)
 
 
 def _rank(deltas: Mapping[str, Delta]) -> int:
@@ -187,7 +191,7 @@ def _config(base: BaseWeights, deltas: Mapping[str, Delta], rank: int) -> dict[s
     return {
         "peft_type": _METHOD,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name if base.folder is None else str(base.folder),
+        _BASE_KEY: base.name if base.folder is None else str(base.folder),
         "revision": None,
         "inference_mode": True,
         "auto_mapping": None,

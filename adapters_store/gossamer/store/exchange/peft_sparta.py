@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gossamer.store.delta import Delta, DeltaSet
 from gossamer.store.errors import printable
+from gossamer.store.exchange.adding import check_base
 from gossamer.store.exchange.base import BaseWeights, required_folder
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import (
@@ -22,10 +23,16 @@ from gossamer.store.exchange.formats import (
     Importer,
     ImportOptions,
 )
-from gossamer.store.exchange.names import check_names
-from gossamer.store.exchange.sparse_entries import CONFIG, SparseEntry, model_config, read_entries
+from gossamer.store.exchange.sparse_entries import (
+    BASE_KEY,
+    CONFIG,
+    SparseEntry,
+    model_config,
+    read_entries,
+    refuse_additions,
+)
 from gossamer.store.exchange.tensors import DTYPES, TensorFile
-from gossamer.store.exchange.writing import Planned, write_json, write_tensors
+from gossamer.store.exchange.writing import Planned, path_warnings, write_json, write_tensors
 from gossamer.store.format.container import invalid
 from gossamer.store.values import ValueDtype, to_carrier
 
@@ -74,7 +81,7 @@ def _entries(tensors: TensorFile) -> dict[str, SparseEntry]:
 def _write(
     delta_set: DeltaSet, base: BaseWeights, folder: Path, options: ExportOptions
 ) -> Exported:
-    check_names(base, {name: delta.shape for name, delta in delta_set.deltas.items()})
+    check_base(delta_set, base)
     own = required_folder(base)
     dtype = options.value_dtype or "F32"
     plans: list[Planned] = []
@@ -86,8 +93,9 @@ def _write(
         plans.append(Planned(_VALUES + name, dtype, (count,), values))
     write_tensors(folder / _DELTAS, plans)
     config: Mapping[str, Any] = Files.at(own).json(CONFIG)
-    write_json(folder / CONFIG, {**config, "sparta_pretrained_model": str(own)})
-    return Exported((CONFIG, _DELTAS), {"nnz": delta_set.nnz})
+    write_json(folder / CONFIG, {**config, BASE_KEY: str(own)})
+    warnings = path_warnings(CONFIG, BASE_KEY)
+    return Exported((CONFIG, _DELTAS), {"nnz": delta_set.nnz}, warnings)
 
 
 def _indices(delta: Delta | None, dimensions: int) -> NDArray[np.int32]:
@@ -113,7 +121,8 @@ FORMAT = Format(
         _detect,
         _read,
         uploadable=True,
-        reads=(CONFIG, _DELTAS, "head_init.safetensors", "new_embeddings_init.safetensors"),
+        reads=(CONFIG, _DELTAS),
+        look=refuse_additions,
     ),
     exporter=_write,
 )

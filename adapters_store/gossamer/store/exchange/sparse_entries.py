@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from gossamer.store.delta import Delta
 from gossamer.store.errors import AdapterFileError, printable
 from gossamer.store.exchange.base import BaseWeights
-from gossamer.store.exchange.building import element_delta, row_major
+from gossamer.store.exchange.building import check_count, element_delta, row_major
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import Imported, ImportOptions
-from gossamer.store.exchange.names import check_names, refuse_module
+from gossamer.store.exchange.names import check_names, refuse_module, shape_of
 from gossamer.store.exchange.records import counted, imported, made_for, recorded
 from gossamer.store.format.container import invalid
 from gossamer.store.values import ValueDtype
 
 CONFIG = "config.json"
+#: In the configuration: what the loader takes the base from.
+BASE_KEY = "sparta_pretrained_model"
 #: The classification head of transformers' models; no base of ours has one.
 _HEAD = "score.weight"
 #: Files that hold what such an adapter adds to the model, and their ends.
@@ -44,6 +46,19 @@ class SparseEntry:
     values: Callable[[], tuple[NDArray[Any], ValueDtype]]
 
 
+def refuse_additions(files: Files) -> None:
+    """Refuse an adapter that adds something to the model, which is in files of its own.
+
+    Raises:
+        AdapterFileError: `unsupported_module`
+    """
+    for stem, what in _BESIDE.items():
+        for name in (stem + end for end in _ENDS):
+            if name in files:
+                message = f"{name} holds {what}, which this server cannot apply"
+                raise AdapterFileError("unsupported_module", message, tensor=name)
+
+
 def model_config(files: Files) -> dict[str, Any]:
     """The configuration beside the deltas, of the model that they were made from; may be missing.
 
@@ -51,11 +66,7 @@ def model_config(files: Files) -> dict[str, Any]:
         AdapterFileError: malformed; `unsupported_module` where there are files for what the
             adapter adds to the model.
     """
-    for stem, what in _BESIDE.items():
-        for name in (stem + end for end in _ENDS):
-            if name in files:
-                message = f"{name} holds {what}, which this server cannot apply"
-                raise AdapterFileError("unsupported_module", message, tensor=name)
+    refuse_additions(files)
     return files.json(CONFIG) if CONFIG in files else {}
 
 
@@ -77,13 +88,13 @@ def read_entries(
         AdapterFileError: the entries are malformed, or for another base; `unsupported_module`, a
             parameter that no delta may change has entries.
     """
-    base_name = made_for(config, "sparta_pretrained_model")
+    base_name = made_for(config, BASE_KEY)
     if _HEAD in entries:
         refuse_module(_HEAD)
     for name, entry in entries.items():
         _check_shapes(base, name, entry)
     filled = sorted((name for name in entries if entries[name].values_shape[0]), key=str.encode)
-    unknown = [name for name in entries if name not in base.parameters]
+    unknown = [name for name in entries if shape_of(base, name) is None]
     check_names(base, dict.fromkeys([*unknown, *filled]), base_name)
     _check_hidden_size(base, config)
     deltas = {name: _delta(name, base.table[name], entries[name], options) for name in filled}
@@ -92,7 +103,7 @@ def read_entries(
         base,
         base_name,
         deltas,
-        record=recorded(config, ("sparta_pretrained_model", "transformers_version")),
+        record=recorded(config, (BASE_KEY, "transformers_version")),
         facts={"empty_skipped": len(entries) - len(deltas)},
         warnings=_unlisted(base, entries),
     )
@@ -106,8 +117,11 @@ def _check_shapes(base: BaseWeights, name: str, entry: SparseEntry) -> None:
             f"{list(values)}, not [entries, dimensions] and [entries]",
             name,
         )
-    own = base.parameters.get(name)
-    if own is not None and there[1] != len(own):
+    own = shape_of(base, name)
+    if own is None:
+        return
+    check_count(name, own, values[0])
+    if there[1] != len(own):
         invalid(
             f"{printable(name)} has indices of {there[1]} dimensions, the parameter {len(own)}",
             name,
@@ -126,12 +140,12 @@ def _check_hidden_size(base: BaseWeights, config: Mapping[str, Any]) -> None:
 
 
 def _delta(name: str, shape: tuple[int, int], entry: SparseEntry, options: ImportOptions) -> Delta:
-    rows, columns = entry.indices().T
+    positions = row_major(name, shape, *entry.indices().T)
     values, dtype = entry.values()
     return element_delta(
         name,
         shape,
-        row_major(name, shape, rows, columns),
+        positions,
         values,
         dtype,
         duplicates="refuse",  # the loader writes by index: which of two stays is not defined

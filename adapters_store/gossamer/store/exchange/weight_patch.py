@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from gossamer.store.errors import AdapterFileError, printable
 from gossamer.store.exchange.adding import Absorption, added, check_base
 from gossamer.store.exchange.base import BaseWeights
 from gossamer.store.exchange.building import element_delta
+from gossamer.store.exchange.checkpoint_names import CONFIG
 from gossamer.store.exchange.files import Files
 from gossamer.store.exchange.formats import (
     Exported,
@@ -35,15 +36,16 @@ from gossamer.store.exchange.formats import (
     Importer,
     ImportOptions,
 )
-from gossamer.store.exchange.names import check_names
+from gossamer.store.exchange.names import check_names, shape_of
 from gossamer.store.exchange.records import imported, recorded
+from gossamer.store.exchange.shards import is_checkpoint
 from gossamer.store.exchange.tensors import TensorFile
 from gossamer.store.exchange.writing import Planned, write_tensors
 from gossamer.store.format.container import invalid, parse_json
 from gossamer.store.values import from_carrier
 
 _NAME = "weight-patch"
-_KIND = "sparse_weight_patch"
+_KIND, _ANCHOR = "sparse_weight_patch", "anchor_checkpoint"
 _FILE = "patch.safetensors"
 #: Positions and values.
 _LAYOUTS = ((".indices", ".values"), (".idx", ".val"))
@@ -67,8 +69,9 @@ def _detect(files: Files) -> bool:
         return False
     try:
         with files.tensors(names[0]) as tensors:
-            if tensors.metadata.get("format") == _KIND:
-                return True
+            if tensors.metadata.get("format") in (_KIND, _ANCHOR):
+                whole = is_checkpoint(files) and CONFIG in files
+                return not (whole and _is_anchor(tensors.metadata))
             return bool(tensors.infos) and bool(_entries(tensors))
     except (AdapterFileError, OSError):  # whoever reads it says what is wrong with it
         return False
@@ -79,12 +82,14 @@ def _read(files: Files, base: BaseWeights, options: ImportOptions) -> Imported:
     if len(names) != 1:
         invalid(f"a patch is one safetensors file, these are {len(names)}")
     with files.tensors(names[0]) as tensors:
-        gaps = _has_gaps(tensors)
+        if _is_anchor(tensors.metadata):
+            _refuse_anchor()
         entries = _entries(tensors)
+        gaps = _has_gaps(tensors)
         _check_listed(tensors.metadata, entries)
         counts = {name: _count(tensors, name, entry) for name, entry in entries.items()}
         filled = [name for name in sorted(counts, key=str.encode) if counts[name]]
-        unknown = [name for name in counts if name not in base.parameters]
+        unknown = [name for name in counts if shape_of(base, name) is None]
         made_for = printable(tensors.metadata.get("base_model_id", ""))
         check_names(base, dict.fromkeys([*unknown, *filled]), made_for)
         deltas: dict[str, Delta] = {}
@@ -106,21 +111,33 @@ def _read(files: Files, base: BaseWeights, options: ImportOptions) -> Imported:
     )
 
 
+def _is_anchor(metadata: Mapping[str, str]) -> bool:
+    """Whether a file holds whole weights, that later patches are counted from."""
+    return metadata.get("sparse") == "False" or metadata.get("format") == _ANCHOR
+
+
+def _refuse_anchor() -> NoReturn:
+    raise AdapterFileError(
+        "unsupported_file",
+        "this is an anchor, which holds whole weights: put it into a folder with config.json as "
+        "model.safetensors, and import that as a checkpoint",
+    )
+
+
 def _has_gaps(tensors: TensorFile) -> bool:
-    """Whether positions are stored as gaps.
+    """Whether positions are stored as gaps, in a file of one layout.
 
     Raises:
-        AdapterFileError: `unsupported_file`, another encoding, or no patch but a whole checkpoint.
+        AdapterFileError: `unsupported_file`, another encoding.
     """
-    metadata = tensors.metadata
-    if metadata.get("sparse") == "False" or metadata.get("format") == "anchor_checkpoint":
+    long, short = (any(name.endswith(ends) for name in tensors.infos) for ends in _LAYOUTS)
+    encoding = tensors.metadata.get("encoding", "gap_delta" if short else "raw")
+    if long and encoding == "gap_delta":
         raise AdapterFileError(
             "unsupported_file",
-            "this is an anchor, which holds whole weights: put it into a folder with config.json "
-            "as model.safetensors, and import that as a checkpoint",
+            f"the positions are encoded as gap_delta, which is read of {_LAYOUTS[1][0]} only, not "
+            f"of {_LAYOUTS[0][0]}",
         )
-    short = any(name.endswith(_LAYOUTS[1][1]) for name in tensors.infos)
-    encoding = metadata.get("encoding", "gap_delta" if short else "raw")
     if encoding not in ("raw", "gap_delta"):
         raise AdapterFileError(
             "unsupported_file",
@@ -133,23 +150,27 @@ def _entries(tensors: TensorFile) -> dict[str, _Entry]:
     """By parameter.
 
     Raises:
-        AdapterFileError: a tensor belongs to nothing, or one of a pair is missing.
+        AdapterFileError: a tensor belongs to nothing, one of a pair is missing, or the file has
+            both layouts: what encodes positions is said once for all.
     """
     found: dict[str, _Entry] = {}
+    first: tuple[str, str] | None = None
     for key in tensors.infos:
         if key == _EMPTY:
             continue
         layout = next((layout for layout in _LAYOUTS if key.endswith(layout)), None)
         if layout is None:
             invalid(f"{printable(key)} belongs to nothing in this format", key)
+        first = first or layout
+        if layout != first:
+            invalid(f"{printable(key)} is in another layout than the tensors before it", key)
         end = next(end for end in layout if key.endswith(end))
         name = key.removesuffix(end)
         entry = _Entry(*(name + end for end in layout))
         for half in (entry.indices, entry.values):
             if half not in tensors:
                 invalid(f"{printable(half)} is missing, and {printable(key)} is there", half)
-        if found.setdefault(name, entry) != entry:
-            invalid(f"{printable(name)} is there in both layouts", name)
+        found[name] = entry
     return found
 
 

@@ -59,6 +59,14 @@ def write_tensors(
             file.write(made.reshape(-1).data.cast("B") if made.size else b"")
 
 
+def path_warnings(file: str, key: str) -> tuple[str, ...]:
+    """What a user is told of a file whose `key` says where the base lies on this machine."""
+    return (
+        f"{key} in {file} is the path of the base on this machine: before you pass the files on, "
+        "put the name there under which others have it",
+    )
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A small JSON file, as people like to read it.
 

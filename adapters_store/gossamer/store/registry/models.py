@@ -96,14 +96,27 @@ class Adapter(Model):
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class Identity(Model):
+    """Which registry this is, in one row: the blob store that is its own carries the id as a mark
+    (`gossamer.store.catalog.owning`)."""
+
+    __tablename__ = "identity"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # always 1
+    id: Mapped[str] = mapped_column(sa.String(32))
+
+
 class Blob(Model):
-    """A stored file. Its row is what uploads and collection lock, one before the other."""
+    """A stored file. Its row is what uploads and collection lock, one before the other; `moving`
+    lets the owner go on when the transaction is over (`gossamer.store.catalog.moving`)."""
 
     __tablename__ = "blobs"
 
     id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)  # sha256 of the bytes
     nbytes: Mapped[int] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    claims: Mapped[int] = mapped_column(default=0)  # how many uploads of it have begun
+    moving: Mapped[bool] = mapped_column(default=False)  # the owner takes the bytes away
 
 
 class File(Model):

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from gossamer.api.context import context_of
@@ -13,6 +14,7 @@ from gossamer.api.documented import errors
 from gossamer.api.download import FileReply
 from gossamer.api.errors import model_not_found
 from gossamer.api.imports import is_foreign, upload_files
+from gossamer.api.loaded_names import LoadedNames
 from gossamer.api.model_string import parse_ref
 from gossamer.api.schemas.adapters import (
     MOST_FILES,
@@ -63,15 +65,23 @@ async def upload_adapter(request: Request, services: ServicesOf) -> UploadedVers
         spools = Spools(services.catalog.spool)
         try:
             received = await receive_upload(request, _FORM, spools, workers, limits.form_fields)
-            version = await _keep(tenant, received, spools, services)
+            version = await _keep(request, received, spools, services)
         finally:
             await workers.file(spools.discard)
+    names: LoadedNames = request.app.state.loaded_names
+    names.remove(tenant, version.name)  # what is stored goes before it, and does not come back
     return uploaded_version(version, services.engine.resident())
 
 
-async def _keep(tenant: str, received: Received, spools: Spools, services: Services) -> VersionInfo:
-    """Store a packed file as it is; what is another library's is converted."""
-    catalog, workers = services.catalog, services.workers
+async def _keep(
+    request: Request, received: Received, spools: Spools, services: Services
+) -> VersionInfo:
+    """Store a packed file as it is; what is another library's is converted.
+
+    Raises:
+        ClientDisconnect: the client has gone before its turn came.
+    """
+    tenant, catalog, workers = context_of(request.scope).tenant, services.catalog, services.workers
     name, activate = received.values["name"], received.values["activate"]
     files = {filename or "": spools[i] for i, filename in enumerate(received.filenames)}
     if len(files) == 1:
@@ -82,8 +92,13 @@ async def _keep(tenant: str, received: Received, spools: Spools, services: Servi
             if not foreign:
                 raise
     limits = services.settings.limits.of_store().file
+
+    async def begin() -> None:
+        if await request.is_disconnected():
+            raise ClientDisconnect
+
     return await workers.conversion(
-        upload_files, catalog, services.named, limits, tenant, name, files, activate=activate
+        begin, upload_files, catalog, services.named, limits, tenant, name, files, activate=activate
     )
 
 

@@ -11,7 +11,7 @@ from gossamer.api.answering import Prepared, answer
 from gossamer.api.context import context_of
 from gossamer.api.documented import errors
 from gossamer.api.error_table import HANDLED, to_api_error
-from gossamer.api.errors import NO_RETRY, ApiError, invalid, model_not_found
+from gossamer.api.errors import ApiError, invalid, model_not_found
 from gossamer.api.generate_format import (
     GenerateEvents,
     GenerateFrame,
@@ -21,10 +21,10 @@ from gossamer.api.generate_format import (
     respelled,
     sampling_fields,
 )
-from gossamer.api.mixes import HeldMix, Mixes
+from gossamer.api.loaded_names import LoadedNames
 from gossamer.api.model_string import parse_ref
 from gossamer.api.sampling import Scoring, check_limits, sampling_of
-from gossamer.api.schemas.common import MergedAdapters, SamplingFields
+from gossamer.api.schemas.common import SamplingFields
 from gossamer.api.schemas.compatibility import (
     Generated,
     GenerateParameters,
@@ -35,7 +35,6 @@ from gossamer.api.schemas.compatibility import (
 from gossamer.api.services import Services, ServicesOf
 from gossamer.api.strict import StrictRoute
 from gossamer.store.catalog.errors import AdapterNotFound, InvalidName, ReservedName
-from gossamer.store.catalog.mixes import parse_terms
 from gossamer.store.catalog.names import check_new_name
 from gossamer.store.catalog.views import AdapterInfo
 
@@ -44,77 +43,6 @@ DEFAULT_NEW_TOKENS = 20
 
 
 # ---- vLLM: names for stored adapters
-
-
-class LoadedNames:
-    """What tenants have loaded: name → reference to a stored adapter. It ends with the process, as
-    in vLLM. Used in the event loop only.
-
-    Args:
-        most: names of one tenant.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._names: dict[str, dict[str, str]] = {}
-
-    def get(self, tenant: str, name: str) -> str | None:
-        """The reference that was loaded under the name, if any."""
-        return self._names.get(tenant, {}).get(name)
-
-    def put(self, tenant: str, name: str, reference: str) -> None:
-        """Load a reference under the name, in place of what was there.
-
-        Raises:
-            ApiError: 409, the tenant has as many names as it may have.
-        """
-        names = self._names.setdefault(tenant, {})
-        if name not in names and len(names) >= self._most:
-            message = f"At most {self._most} names may be loaded; unload one first."
-            raise ApiError(409, message, code="quota_exceeded", param="lora_name", headers=NO_RETRY)
-        names[name] = reference
-
-    def remove(self, tenant: str, name: str) -> bool:
-        """Forget the name; whether it was there."""
-        return self._names.get(tenant, {}).pop(name, None) is not None
-
-
-class NamedMixes(Mixes):
-    """Resolves models, with the names that were loaded. A stored adapter goes before a name."""
-
-    def __init__(self, services: Services, names: LoadedNames) -> None:
-        most = services.settings.limits.merge_members
-        super().__init__(services.catalog, services.workers, services.base.name, most)
-        self._names = names
-
-    async def hold(self, tenant: str, model: str, merged: MergedAdapters | None) -> HeldMix:
-        """The mix of a request.
-
-        Raises:
-            ApiError, AdapterNotFound: as in `Mixes`.
-        """
-        meant: dict[str, str] = {}
-        while True:
-            try:
-                return await super().hold(tenant, *_reworded(model, merged, meant))
-            except AdapterNotFound as error:
-                reference = self._names.get(tenant, error.given)
-                if reference is None or error.given in meant:
-                    raise
-                meant[error.given] = reference
-
-
-def _reworded(
-    model: str, merged: MergedAdapters | None, meant: dict[str, str]
-) -> tuple[str, MergedAdapters | None]:
-    """The same mix, by the references that its names stand for."""
-    if not meant:
-        return model, merged
-    if merged is not None:
-        ids = [meant.get(name, name) for name in merged.ids]
-        return model, merged.model_copy(update={"ids": ids})
-    terms = ((term.ref.given, term.weight) for term in parse_terms(model))
-    return "+".join(f"{meant.get(name, name)}*{weight!r}" for name, weight in terms), None
 
 
 #: what FastAPI cannot tell of a reply whose errors are JSON

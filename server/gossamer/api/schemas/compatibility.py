@@ -107,7 +107,8 @@ class PrefillToken(BaseModel):
 
 
 class GeneratedToken(BaseModel):
-    """A new token. The texts of those that are not special add up to the generated text."""
+    """A new token. The texts of those that are not special add up to the generated text, which a
+    stop string may end within the last of them."""
 
     id: int
     text: str

@@ -38,7 +38,8 @@ class Usage(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """The base or an adapter, as `/v1/models` lists it. `root` is the base's own name."""
+    """The base or an adapter, as `/v1/models` lists it. `root` is the base's own name; of a name
+    that was loaded, what it was loaded from."""
 
     id: str
     object: Literal["model"] = "model"
