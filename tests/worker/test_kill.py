@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -41,6 +42,7 @@ def stop(worker: subprocess.Popen[bytes], plant: Plant, job: Job) -> int:
     """
     for _ in range(10):
         worker.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED)  # its threads go on for a moment
         try:
             with plant.store.registry.write():
                 pass
